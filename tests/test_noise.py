@@ -63,6 +63,19 @@ def test_small_noise_follows_the_interlayer_cushion():
     assert torch.equal(found.at_output[:, 0], found.measured[:, -1])
 
 
+@pytest.mark.parametrize("scale", [2.0**-80, 2.0**80], ids=str)
+def test_tiny_and_huge_single_precision_has_the_same_law(scale):
+    net, x = (
+        nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3, bias=False)).float(),
+        noise(4, 5),
+    )
+    one = stability.activation_noise(net, x, levels=[0.1], draws=2, probes=5)
+    with torch.no_grad():
+        net[2].weight.mul_(scale)
+    other = stability.activation_noise(net, x, levels=[0.1], draws=2, probes=5)
+    assert torch.allclose(one.predicted, other.predicted, rtol=1e-6, atol=0)
+
+
 def test_levels_share_their_noise():
     """In a linear net the error is proportional to the level, exactly."""
     net = nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.Linear(5, 3)))

@@ -66,6 +66,13 @@ def unequal(group, rank):
     return rt.curvature_operator(net, "square", (x, y), process_group=group) @ (vectors + rank)
 
 
+def alone(group, rank):
+    """Rank 0 asks for the error, for which the others do not wait."""
+    net, x, y, _ = problem()
+    found = rt.curvature_operator(net.float(), "square", (x, y), process_group=group)
+    return rank > 0 or found.error is not None
+
+
 def work(rank, folder):
     """What one of three processes does; the first so many of them are the smaller worlds."""
     dist.init_process_group(
@@ -80,6 +87,7 @@ def work(rank, folder):
     if rank < 2:
         for name, call in {"weights": differing, "failure": failing, "V": unequal}.items():
             found[name] = complaint(lambda call=call: call(groups[2], rank))
+        found["alone"] = alone(groups[2], rank)
     torch.save(found, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
@@ -113,6 +121,10 @@ def test_worlds_agree(found, count, matrix, what):
     results = [found[rank][count][matrix][what] for rank in range(count)]
     assert all(torch.equal(result, results[0]) for result in results)
     assert relative_error(results[0], exact) <= HESSIAN
+
+
+def test_one_rank_may_ask_for_the_error(found):
+    assert found[0]["alone"] and found[1]["alone"]
 
 
 COMPLAINTS = {

@@ -518,6 +518,25 @@ def test_a_training_with_a_loss_that_compares_samples():
     assert relative_error(run.net.first.weight, net.first.weight) < SAME
 
 
+class Similar(Net):
+    def forward(self, x):
+        z = super().forward(x)
+        return z @ z.T
+
+
+def alike(output, target):
+    return F.mse_loss(output, (target[:, None] == target).to(output))
+
+
+def test_samples_may_be_compared_by_the_net_or_by_its_loss():
+    one, other = (
+        fit(net, (X, LABELS), RECIPE.change(loss=loss))
+        for net, loss in ((Similar(), alike), (Net(), lambda z, y: alike(z @ z.T, y)))
+    )
+    for ours, theirs in zip(one.net.parameters(), other.net.parameters(), strict=True):
+        assert relative_error(ours, theirs) < SAME
+
+
 def test_a_loss_without_a_name_resumes_by_a_call_with_it(tmp_path):
     recipe = RECIPE.change(loss=nn.CrossEntropyLoss(CLASS_WEIGHTS))
     stopped = fit(Net(), (X, LABELS), recipe, out=tmp_path, stop=lambda step: step == 4)
