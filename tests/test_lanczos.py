@@ -9,7 +9,7 @@ import torch
 from tolerances import EPS
 
 import resid_theory as rt
-from resid_theory.eigen import lanczos
+from resid_theory.eigen import lanczos, ritz_bounds
 from resid_theory.eigen.krylov import Krylov, Locked
 from resid_theory.eigen.operator_log import RecordedOperator
 from resid_theory.eigen.ritz_bounds import Goal, lehmann
@@ -588,3 +588,13 @@ def test_operators_that_are_none(operator, message):
 def test_arguments_out_of_range(keywords, message):
     with pytest.raises(ValueError, match=message):
         rt.eigenpairs(torch.eye(100), **keywords)
+
+
+def test_no_bound_is_negative_when_residuals_are_rounding(generator):
+    values = 10 * torch.randn(8, generator=generator).sort().values
+    residuals = 1e-12 * torch.randn(20, 8, generator=generator)
+    gram = residuals.mT @ residuals
+    ritz = SimpleNamespace(values=values, residuals=residuals.norm(dim=0), noise=0.0,
+                           residual_gram=lambda some: gram[some][:, some])  # fmt: skip
+    goal = SimpleNamespace(signs=(1,), k=5, verify=True, columns=lambda _: torch.arange(3, 8))
+    assert (ritz_bounds.error_bounds(ritz, goal) >= 0).all()

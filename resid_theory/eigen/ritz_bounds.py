@@ -97,7 +97,8 @@ def error_bounds(ritz: Ritz, goal: Goal) -> Tensor:
             if last - floor > spread[j - 1]:
                 shifts = lehmann(values[:j], gram[:j, :j], float(floor)) - values[:j]
                 # Rounding in a product is that of a matrix that differs by the noise.
-                best[order[:j]] = torch.minimum(best[order[:j]], shifts + ritz.noise)
+                sharp = shifts.clamp_min(0) + ritz.noise
+                best[order[:j]] = torch.minimum(best[order[:j]], sharp)
     return best
 
 
