@@ -3,14 +3,17 @@
 import contextlib
 import io
 import math
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
+import pandas
 import pytest
+import seaborn
 import torch
-from matplotlib.collections import LineCollection
-from matplotlib.colors import same_color, to_rgb
+from matplotlib.colors import same_color, to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 from PIL import Image
 
 import resid_theory as rt
@@ -30,6 +33,430 @@ def labels(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
+class Rows(Summaries):
+    """Given numbers as cushions."""
+
+    def __init__(self, **rows):
+        self.names, self.numbers = tuple(rows), torch.tensor(list(rows.values()))
+
+    rows = property(lambda self: self.names)
+    values = property(lambda self: self.numbers)
+
+
+def told(numbers):
+    """Numbers in five digits; of many their count and ends."""
+    flat = (np.round(np.ravel(np.asarray(numbers, float)), 12) + 0.0).tolist()
+    if len(flat) > 16:
+        return f"{len(flat)} from {flat[0]:.5g} to {flat[-1]:.5g}"
+    return " ".join(f"{number:.5g}" for number in flat)
+
+
+def paint(colors):
+    each = (to_hex(color, keep_alpha=True) for color in np.reshape(colors, (-1, 4)))
+    return "/".join(dict.fromkeys(color.removesuffix("ff") for color in each))
+
+
+def line_look(line):
+    yield told(line.get_xdata(orig=False))
+    yield told(line.get_ydata())
+    yield paint(to_rgba(line.get_color(), line.get_alpha())) + f" {line.get_linestyle()}"
+    if line.get_marker() not in ("", "None"):
+        inside = "open" if line.get_markerfacecolor() == "none" else "full"
+        yield f"{inside} {line.get_marker()} of {line.get_markersize():g}"
+
+
+def image_look(image):
+    yield told(image.get_array())
+    yield f"{image.get_array().shape} to {told(image.get_extent())} {image.get_interpolation()}"
+    yield f"{image.get_cmap().name} {told([image.norm.vmin, image.norm.vmax])}"
+    bar = image.colorbar
+    height = bar.ax.get_position().height / image.axes.get_position().height
+    yield f"{bar.ax.get_ylabel()}, {told(height)} high, extends {bar.extend}"
+
+
+def area_look(area):
+    """Where filled areas begin and end, along each axis."""
+    points = np.concatenate([path.vertices for path in area.get_paths()])
+    yield told([points.min(0), points.max(0)])
+
+
+LOOKS = {
+    "Line2D": line_look,
+    "AxesImage": image_look,
+    "FillBetweenPolyCollection": area_look,
+    "LineCollection": lambda lines: [told(np.concatenate(lines.get_segments()))],
+    "StepPatch": lambda stairs: [*map(told, stairs.get_data()[:2]), str(stairs.get_data()[2])],
+    "Rectangle": lambda bar: [told([*bar.get_xy(), bar.get_width(), bar.get_height()])],
+    "Polygon": lambda area: [told(area.get_xy())],
+    "Annotation": lambda note: [note.get_text(), told(note.xy), told(note.xyann), note.anncoords,
+                                note.get_horizontalalignment()],
+}  # fmt: skip
+
+
+def look(ax):
+    """All that is seen in axes: texts, ends, ticks and grid, then each artist and the legend."""
+    said = [f"{ax.get_title()!r}, aspect {ax.get_aspect()}"]
+    for axis in (ax.xaxis, ax.yaxis):
+        scale = axis.get_scale()
+        if scale == "symlog":
+            scale += f" beyond {axis.get_transform().linthresh:g}"
+        words = [repr(axis.get_label_text()), scale, told(axis.get_view_interval())]
+        if isinstance(axis.get_major_locator(), FixedLocator):
+            names = " ".join(label.get_text() for label in axis.get_ticklabels())
+            words += [f"{told(axis.get_ticklocs())} as {names}"]
+        tick = axis.get_major_ticks(1)[0]
+        words += [f"turned by {tick.label1.get_rotation():g}"] * (tick.label1.get_rotation() > 0)
+        words += [f"grid {tick.gridline.get_alpha()}"] * tick.gridline.get_visible()
+        said.append(", ".join(words))
+    for artist in (*ax.lines, *ax.patches, *ax.collections, *ax.images, *ax.texts):
+        kind, label = type(artist).__name__, str(artist.get_label() or "_")
+        words = [kind if label.startswith("_") else f"{kind} {label!r}", *LOOKS[kind](artist)]
+        if kind not in ("Line2D", "AxesImage", "Annotation"):
+            face = paint(artist.get_facecolor()) if artist.get_fill() else "nothing"
+            words += [f"{face} in {paint(artist.get_edgecolor())}"]
+        if hasattr(artist, "get_linewidth"):
+            words += [f"width {told(np.unique(artist.get_linewidth()))}"]
+        said.append(" | ".join([*words, f"{artist.get_zorder():g}"]))
+    if legend := ax.get_legend():
+        labels = "; ".join(text.get_text() for text in legend.get_texts())
+        said.append(f"legend {labels!r} below {legend.get_title().get_text()!r}")
+    return said
+
+
+def stub(kind, **columns):
+    """A result of a kind with a table."""
+    return type(kind, (), {"frame": lambda self: pandas.DataFrame(columns)})()
+
+
+def spread(**more):
+    """Two probes of five eigenvalues, and three known ones."""
+    given = {
+        "nodes": [[-1, 3], [0, 5]], "weights": [[0.25, 0.75], [0.5, 0.5]], "known": [7, -2, -2],
+        "diagonals": [[0, 0]] * 2, "links": [[0, 0]] * 2, "known_residuals": [0, 0, 0],
+    }  # fmt: skip
+    arrays = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in given.items()}
+    return rt.eigen.Density(
+        size=8, complete=torch.ones(2, dtype=torch.bool), known_error=0.0, round_off=0.0,
+        products=4, **arrays,
+    )  # fmt: skip
+
+
+PATH = SimpleNamespace(
+    arc=[[0, 0], [1, 0]], path=[[0, 0], [0.5, 0.25], [1, 0]], steps=[[0, 0], [0.6, 0.2], [1, 0]],
+    circles=[[[0.1, 0.2], [0.3, 0.4], [0.5, 0.1]], [[0.6, 0.2], [0.7, 0.4], [0.8, 0.1]]],
+)  # fmt: skip
+NOISE = {"level": [0.1, 1, 0.1, 1], "measured": [0.5, 1, 2, 4], "place": ["out", "out", "a", "a"],
+         "measured_low": [0.25, 0.5, 1, 3], "measured_high": [1, 2, 3, 8],
+         "predicted": [0.5, 1, 1.5, 3]}  # fmt: skip
+FIGURES = {
+    "by depth": lambda ax: plots.by_depth(
+        [2, 4, 6, 8], {"a": [0.1, math.inf, 0.0, -0.5], "b": [2.0, 3.0, 4.0, 5.0]},
+        predicted={"b": [2.5, 3.5, 4.5, 5.5]}, ylabel="number", ax=ax,
+    ),
+    "flows": lambda ax: plots.flow_curve(
+        [0, 2], {"a": [0.1, 0.9], "b": [0.2, 0.3]}, errors={"a": [0.01, 0.02]},
+        predicted={"b": [0.25, 0.35]}, ax=ax,
+    ),
+    "spectrum": lambda ax: plots.spectrum(
+        rt.Spectrum.of([-1e-4, 1e-5, 2.0], [1, 3, 2]),
+        predicted=rt.Spectrum.of([-1.0, 2.0], [2, 3]), ax=ax,
+    ),
+    "spectrum of its own": lambda ax: plots.spectrum(
+        rt.Spectrum.of([-1.0, 2.0]), label="mine", color="#332288", unit="u", ax=ax
+    ),
+    "pattern": lambda ax: plots.hessian_pattern(
+        torch.diag(torch.tensor([1.0, -3.0, 2.0, 0.0])), block=2, title="H", ax=ax
+    ),
+    "filters": lambda ax: plots.folded_filters(
+        torch.arange(12.0).view(1, 2, 3, 2), limit=7, title="w", ax=ax
+    ),
+    "filters in full": lambda ax: plots.folded_filters(torch.ones(2, 1, 1, 1), ax=ax),
+    "path": lambda ax: plots.interpolation_path(PATH, title="p", ax=ax),
+    "histogram": lambda ax: plots.cushion_histogram(
+        {"a": Rows(x=[1.0, 2.0, 3.0, math.nan]), "b": Rows(x=[2.0, 4.0, 5.0, 6.0])}, "x",
+        bins=2, ax=ax,
+    ),
+    "wide histogram": lambda ax: plots.cushion_histogram(
+        Rows(x=[1.0, 2.0, 400.0]), "x", bins=2, ax=ax
+    ),
+    "violins": lambda ax: plots.cushion_violins(
+        {"a": Rows(x=[1.0, 2.0, 9.0], y=[3.0, 5.0, 6.0]),
+         "b": Rows(y=[3.0, 4.0, 7.0], z=[1.0, 2.0, 3.0])}, ax=ax,
+    ),
+    "density": lambda ax: plots.spectral_density(
+        spread(), exact=rt.Spectrum.of([-2.0, 1, 7], [3, 4, 1]), width=0.5, ax=ax
+    ),
+    "density over powers": lambda ax: plots.spectral_density(
+        spread(), scale="symlog", unit="u", ax=ax
+    ),
+    "curve in a band": lambda ax: plots.curve(
+        stub("Flows", layer=["x", "y"], share=[0.25, 0.5], share_error=[0.125, 0.25]), ax=ax
+    ),
+    "curve beside a law": lambda ax: plots.curve(stub("NoiseCurves", **NOISE), ax=ax),
+    "another column": lambda ax: plots.curve(stub("NoiseCurves", **NOISE), "predicted", ax=ax),
+    "long curve": lambda ax: plots.curve(
+        stub("Curve", eigenvalue=range(51), value=range(51)), ax=ax
+    ),
+    "curve of epochs": lambda ax: plots.curve(
+        stub("Run", epoch=range(50), loss=range(1, 51), net=[0] * 50), ax=ax
+    ),
+    "quartiles": lambda ax: plots.curve(
+        stub("LayerTable", parameter=["a", "b"], norm=[3, 2], norm_q25=[2, 1.5],
+             norm_q75=[5, 2.25]), ax=ax,
+    ),
+    "singular values": lambda ax: plots.zero_point(
+        rt.theory.zero_point(
+            rt.Moments(sxx=2 * torch.eye(2), syx=torch.diag(torch.tensor([0.5, 1.0])),
+                       syy=torch.eye(2), count=5),
+            blocks=1000, shortcut_depth=1,
+        ), drawing=ax.figure,
+    ).axes[0],
+}  # fmt: skip
+SEEN = """
+## by depth
+'', aspect auto
+'weight layers', log, 1.8661 8.5742, 2 4 6 8 as 2 4 6 8, grid 0.3
+'number', log, 0.081843 6.7202, 0.1 0.2 0.5 1 2 5 as 0.1 0.2 0.5 1 2 5, grid 0.3
+Line2D 'a' | 2 4 6 8 | 0.1 nan nan nan | #0173b2 None | full o of 7 | width 1.5 | 2
+Line2D | 2 4 6 8 | nan nan nan nan | #0173b2 - | width 1.5 | 2
+Line2D 'b' | 2 4 6 8 | 2 3 4 5 | #de8f05 None | full s of 7 | width 1.5 | 2
+Line2D | 2 4 6 8 | 2.5 3.5 4.5 5.5 | #de8f05 - | width 1.5 | 2
+legend 'a; b' below 'markers measured, lines predicted'
+## flows
+'', aspect auto
+'layer', linear, -0.1 2.1
+'share of dominant flows', linear, -0.03 1.03
+Line2D | 0 2 | 0.1 0.9 | #0173b2 - | open o of 6 | width 1.5 | 2.1
+Line2D | 0 2 | 0.2 0.3 | #de8f05 None | open s of 6 | width 1.5 | 2.1
+Line2D | 0 2 | 0.25 0.35 | #de8f05 - | width 1.5 | 2
+LineCollection | 0 0.09 0 0.11 2 0.88 2 0.92 | nothing in #0173b2 | width 1.5 | 2
+legend 'a; b' below 'markers measured, lines predicted'
+## spectrum
+'', aspect auto
+'rank, as a share of P', linear, 0 1
+'eigenvalue (loss / weight²)', symlog beyond 1e-05, -1.15 2.15
+Line2D | 0 1 | 0 0 | #999999 - | width 0.8 | 0
+StepPatch 'measured, P = 6' | -0.0001 1e-05 2 | 0 0.16667 0.66667 1 | None | nothing in #56b4e9 |
+  width 4 | 1
+StepPatch 'predicted, 2 levels × 2 to 3' | -1 2 | 0 0.4 1 | None | nothing in #d55e00 | width 1.2
+  | 1
+Annotation | × 2 | 0.2 -1 | 0 3 | offset points | center | 3
+Annotation | × 3 | 0.7 2 | 0 3 | offset points | center | 3
+legend 'measured, P = 6; predicted, 2 levels × 2 to 3' below ''
+## spectrum of its own
+'', aspect auto
+'rank, as a share of P', linear, 0 1
+'eigenvalue (u)', linear, -1.15 2.15
+Line2D | 0 1 | 0 0 | #999999 - | width 0.8 | 0
+StepPatch 'mine, P = 2' | -1 2 | 0 0.5 1 | None | nothing in #332288 | width 4 | 1
+legend 'mine, P = 2' below ''
+## pattern
+'H', aspect 1.0
+'parameter', linear, 0 4
+'parameter', linear, 4 0
+Line2D | 0 1 | 0 0 | #666666 - | width 0.6 | 2
+Line2D | 0 0 | 0 1 | #666666 - | width 0.6 | 2
+Line2D | 0 1 | 2 2 | #666666 - | width 0.6 | 2
+Line2D | 2 2 | 0 1 | #666666 - | width 0.6 | 2
+Line2D | 0 1 | 4 4 | #666666 - | width 0.6 | 2
+Line2D | 4 4 | 0 1 | #666666 - | width 0.6 | 2
+AxesImage | 1 0 0 0 0 -3 0 0 0 0 2 0 0 0 0 0 | (4, 4) to 0 4 4 0 nearest | RdBu_r -3 3 | second
+  derivative (loss / weight²), 0.85771 high, extends neither | 0
+## filters
+'w', aspect 0.5
+'column of the tap; in each, 2 inputs', linear, 0 2, 0.5 1.5 as 0 1
+'row of the tap; in each, 1 outputs', linear, 3 0, 0.5 1.5 2.5 as 0 1 2
+Line2D | 0 1 | 1 1 | #666666 - | width 0.6 | 2
+Line2D | 0 1 | 2 2 | #666666 - | width 0.6 | 2
+Line2D | 1 1 | 0 1 | #666666 - | width 0.6 | 2
+AxesImage | 0 6 1 7 2 8 3 9 4 10 5 11 | (3, 4) to 0 2 3 0 nearest | RdBu_r -7 7 | weight, 1.1436
+  high, extends both | 0
+## filters in full
+'', aspect 2.0
+'column of the tap; in each, 1 inputs', linear, 0 1, 0.5 as 0
+'row of the tap; in each, 2 outputs', linear, 1 0, 0.5 as 0
+AxesImage | 1 1 | (2, 1) to 0 1 1 0 nearest | RdBu_r -1 1 | weight, 0.85 high, extends neither | 0
+## path
+'p', aspect 1.0
+'along the great arc (radians)', linear, -0.05 1.05
+'away from it (radians)', linear, -0.02 0.42
+Line2D 'great arc' | 0 1 | 0 0 | #808080 -- | width 1 | 2
+Line2D 'path' | 0 0.5 1 | 0 0.25 0 | #0173b2 - | width 1.5 | 2
+Line2D '2 units' | 0 0.6 1 | 0 0.2 0 | #d55e00 None | full o of 3 | width 1.5 | 2
+Polygon 'kept clear of other columns' | 0.1 0.2 0.3 0.4 0.5 0.1 0.1 0.2 | #d9d9d9 in #d9d9d9 |
+  width 0 | 1
+Polygon | 0.6 0.2 0.7 0.4 0.8 0.1 0.6 0.2 | #d9d9d9 in #d9d9d9 | width 0 | 1
+legend 'kept clear of other columns; great arc; path; 2 units' below ''
+## histogram
+'', aspect auto
+'cushion of x', linear, 0.75 6.25
+'samples', linear, 0 3.15
+Line2D | 2 2 | 0 1 | #0173b2 -- | width 1.2 | 2
+Line2D | 4.5 4.5 | 0 1 | #de8f05 -- | width 1.2 | 2
+Rectangle 'a, median 2, |S| = 3' | 1 0 2.5 3 | #0173b280 in #00000000 | width 1 | 1
+Rectangle | 3.5 0 2.5 0 | #0173b280 in #00000000 | width 1 | 1
+Rectangle 'b, median 4.5, |S| = 4' | 1 0 2.5 1 | #de8f0580 in #00000000 | width 1 | 1
+Rectangle | 3.5 0 2.5 3 | #de8f0580 in #00000000 | width 1 | 1
+legend 'a, median 2, |S| = 3; b, median 4.5, |S| = 4' below ''
+## wide histogram
+'', aspect auto
+'cushion of x', log, 0.74113 539.71
+'samples', linear, 0 2.1
+Line2D | 2 2 | 0 1 | #0173b2 -- | width 1.2 | 2
+Rectangle 'cushions, median 2, |S| = 3' | 1 0 19 2 | #0173b280 in #00000000 | width 1 | 1
+Rectangle | 20 0 380 1 | #0173b280 in #00000000 | width 1 | 1
+legend 'cushions, median 2, |S| = 3' below ''
+## violins
+'', aspect auto
+'layer', linear, -0.49 1.49, 0 1 as x y, turned by 90
+'cushion, logarithmic', linear, -0.047712 1.002, 0 0.30103 0.69897 1 as 1 2 5 10, grid 0.3
+Line2D 'a, |S| = 3' |  |  | #0173b299 - | width 6 | 2
+Line2D 'b, |S| = 3' |  |  | #de8f0599 - | width 6 | 2
+FillBetweenPolyCollection | -0.4 0 0 0.95424 | #0173b299 in  | width 1 | 1
+FillBetweenPolyCollection | 0.6 0.47712 1 0.77815 | #0173b299 in  | width 1 | 1
+LineCollection | -0.3 0.30103 -0.1 0.30103 0.7 0.69897 0.9 0.69897 | nothing in #0173b2 | width
+  1.5 | 2
+FillBetweenPolyCollection | 1 0.47712 1.4 0.8451 | #de8f0599 in  | width 1 | 1
+LineCollection | 1.1 0.60206 1.3 0.60206 | nothing in #de8f05 | width 1.5 | 2
+legend 'a, |S| = 3; b, |S| = 3' below ''
+## density
+'', aspect auto
+'eigenvalue (loss / weight²)', linear, -2.945 7.945
+'density (1 / eigenvalue)', log, 0.0013889 1.4038
+Line2D '2 probes, kernel 0.5' | 501 from -2.45 to 7.45 | 501 from 0.13397 to 0.066522 | #000000 -
+  | width 1.2 | 2
+Line2D | 7 7 | 0 0.06 | #d55e00 - | width 1.5 | 2
+Line2D | -2 -2 | 0 0.06 | #d55e00 - | width 1.5 | 2
+Line2D | -2 -2 | 0 0.06 | #d55e00 - | width 1.5 | 2
+FillBetweenPolyCollection | -2.45 0 7.45 0.56094 | #00000040 in #00000040 | width 1 | 1
+FillBetweenPolyCollection 'exact' | -2.45 0 7.45 0.39892 | #56b4e9 in #56b4e9 | width 0 | 1
+legend '2 probes, kernel 0.5; exact' below 'P = 8'
+## density over powers
+'', aspect auto
+'eigenvalue (u)', symlog beyond 0.0001, -2.945 7.945
+'density (1 / eigenvalue)', log, 0.0013889 0.077482
+Line2D '2 probes, kernel 4.5' | 501 from -2.45 to 7.45 | 501 from 0.055292 to 0.042863 | #000000
+  - | width 1.2 | 2
+Line2D | 7 7 | 0 0.06 | #d55e00 - | width 1.5 | 2
+Line2D | -2 -2 | 0 0.06 | #d55e00 - | width 1.5 | 2
+Line2D | -2 -2 | 0 0.06 | #d55e00 - | width 1.5 | 2
+FillBetweenPolyCollection | -2.45 0.0398 7.45 0.075062 | #00000040 in #00000040 | width 1 | 1
+legend '2 probes, kernel 4.5' below 'P = 8'
+## curve in a band
+'', aspect auto
+'layer', linear, -0.05 1.05, turned by 90, grid 0.3
+'share', linear, 0.09375 0.78125, grid 0.3
+Line2D | 0 1 | 0.25 0.5 | #0173b2 - | open o of 6 | width 1.5 | 2.1
+LineCollection | 0 0.125 0 0.375 1 0.25 1 0.75 | nothing in #0173b2 | width 1.5 | 2
+## curve beside a law
+'', aspect auto
+'level', log, 0.089125 1.122, grid 0.3
+'measured', log, 0.21022 9.5137, grid 0.3
+Line2D | 0.1 1 | 0.5 1 | #0173b2 None | open o of 6 | width 1.5 | 2.1
+Line2D | 0.1 1 | 0.5 1 | #0173b2 - | width 1.5 | 2
+Line2D | 0.1 1 | 2 4 | #de8f05 None | open s of 6 | width 1.5 | 2.1
+Line2D | 0.1 1 | 1.5 3 | #de8f05 - | width 1.5 | 2
+LineCollection | 0.1 0.25 0.1 1 1 0.5 1 2 | nothing in #0173b2 | width 1.5 | 2
+LineCollection | 0.1 1 0.1 3 1 3 1 8 | nothing in #de8f05 | width 1.5 | 2
+legend 'place out; place a' below 'markers measured, lines predicted'
+## another column
+'', aspect auto
+'level', log, 0.089125 1.122, grid 0.3
+'predicted', linear, 0.375 3.125, grid 0.3
+Line2D | 0.1 1 | 0.5 1 | #0173b2 - | open o of 6 | width 1.5 | 2.1
+Line2D | 0.1 1 | 1.5 3 | #de8f05 - | open s of 6 | width 1.5 | 2.1
+legend 'place out; place a' below ''
+## long curve
+'', aspect auto
+'eigenvalue (loss / weight²)', linear, -2.5 52.5, grid 0.3
+'value', linear, -2.5 52.5, grid 0.3
+Line2D | 51 from 0 to 50 | 51 from 0 to 50 | #0173b2 - | width 1.5 | 2.1
+## curve of epochs
+'', aspect auto
+'epoch', linear, -2.45 51.45, grid 0.3
+'loss', linear, -1.45 52.45, grid 0.3
+Line2D | 50 from 0 to 49 | 50 from 1 to 50 | #0173b2 - | open o of 6 | width 1.5 | 2.1
+legend 'net 0' below ''
+## quartiles
+'', aspect auto
+'parameter', linear, -0.05 1.05, turned by 90, grid 0.3
+'norm', log, 1.4124 5.3102, grid 0.3
+Line2D | 0 1 | 3 2 | #0173b2 - | open o of 6 | width 1.5 | 2.1
+LineCollection | 0 2 0 5 1 1.5 1 2.25 | nothing in #0173b2 | width 1.5 | 2
+## singular values
+'not stationary', aspect auto
+'rank', linear, 0.51 2.49
+'singular value of M', linear, 0 1.575
+Rectangle | 0.6 0 0.8 1.5 | #56b4e9 in #00000000 | width 1 | 1
+Rectangle | 1.6 0 0.8 1 | #56b4e9 in #00000000 | width 1 | 1
+"""
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_the_whole_look_of_a_figure(ax, kind):
+    seen = dict(text.split("\n", 1) for text in SEEN.replace("\n  ", " ").split("\n## ")[1:])
+    assert [line.rstrip() for line in look(FIGURES[kind](ax))] == seen[kind].splitlines()
+
+
+@pytest.mark.parametrize(("scale", "width"), [("linear", None), ("symlog", 0.5)])
+def test_a_density_is_in_its_band_over_the_exact_one(ax, scale, width):
+    exact = rt.Spectrum.of([-2.0, 1.0, 7.0], [3, 4, 1])
+    plots.spectral_density(spread(), exact=exact, scale=scale, width=width, ax=ax)
+    x, y = ax.lines[0].get_data()
+    # Even on the axis, from a twentieth of the range below to as much above.
+    on_axis = np.arcsinh(x / 2e-4) if scale == "symlog" else x  # linear below 1e-4
+    np.testing.assert_allclose(np.diff(on_axis), (on_axis[-1] - on_axis[0]) / 500)
+    assert x[[0, -1]] == pytest.approx([-2.45, 7.45], rel=1e-12)
+
+    def density(places, weights):
+        apart = (x - np.array(places)[:, None]) / (width or 4.5)  # the range over two nodes
+        return weights @ np.exp(-(apart**2) / 2) / (math.sqrt(2 * math.pi) * (width or 4.5))
+
+    probes = [
+        density([*nodes, 7, -2, -2], np.array([5 / 8 * a, 5 / 8 * b, 1 / 8, 1 / 8, 1 / 8]))
+        for nodes, a, b in (((-1, 3), 0.25, 0.75), ((0, 5), 0.5, 0.5))
+    ]
+    middle, error = sum(probes) / 2, abs(probes[0] - probes[1]) / 2  # of two the sample is that
+    np.testing.assert_allclose(y, middle, rtol=1e-12)
+    ends = (np.maximum(middle - 2 * error, 0), middle + 2 * error), (density(
+        [-2, 1, 7], np.array([3, 4, 1]) / 8), 0 * x)  # fmt: skip
+    for area, (first, second) in zip(ax.collections, ends, strict=True):
+        points = area.get_paths()[0].vertices
+        np.testing.assert_allclose(points[1:502], np.stack([x, first], 1), rtol=1e-12, atol=1e-300)
+        np.testing.assert_allclose(points[503:1004], np.stack([x, second], 1)[::-1], rtol=1e-12)
+
+
+def test_the_style_is_seaborns_for_papers_with_settings_of_its_own():
+    own = {
+        "axes.prop_cycle": matplotlib.cycler(color=canvas.SERIES), "axes.spines.right": False,
+        "axes.spines.top": False, "font.sans-serif": ["DejaVu Sans"], "legend.frameon": False,
+        "lines.markersize": 5, "patch.edgecolor": "black", "patch.force_edgecolor": False,
+        "savefig.dpi": 150, "svg.fonttype": "none",
+    }  # fmt: skip
+    paper = seaborn.plotting_context("paper", 1.1)
+    assert plots.style() == {**seaborn.axes_style("ticks"), **paper, **own}
+    assert canvas.SERIES == (
+        "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494",
+        "#332288", "#56b4e9",
+    )  # fmt: skip
+    assert (canvas.MEASURED, canvas.PREDICTED) == ("#56b4e9", "#d55e00")
+
+
+@pytest.mark.parametrize(("panels", "entries"), [(1, 4), (2, 4), (2, 1)])
+def test_a_legend_has_as_many_columns_as_fit(panels, entries):
+    # Eleven letters an inch, of which a handle takes seven, beside an axis of 0.7 inches.
+    for letters in (4, 5, 16, 17, 40, 41)[: 3 * entries]:
+        ax = plots.figure(1, panels, panel=(5.0, 2.0)).axes[-1]
+        for _ in range(entries):
+            ax.plot([0, 1], label=letters * "a")
+        canvas.legend_above(ax, title="title")
+        legend = ax.get_legend()
+        fit = int(11 * 4.3 / (letters + 7))
+        assert legend._ncols == min(max(fit, 1), entries)
+        assert (legend.get_alignment(), legend.borderaxespad) == ("left", 0)
+        assert not legend.get_frame_on() and legend.get_title().get_text() == "title"
+
+
 def test_colours_of_series_differ_and_are_seen_on_white():
     colours = np.array([to_rgb(colour) for colour in canvas.SERIES])
     assert len(np.unique(colours, axis=0)) == len(canvas.MARKERS) == 10
@@ -45,20 +472,6 @@ def test_a_level_is_as_wide_as_its_multiplicity(ax):
         values, edges, _ = ax.patches[-1].get_data()
         assert values.tolist() == [-1.0, 2.0]
         assert edges.tolist() == [0.0, 0.25, 1.0]
-
-
-def test_the_line_of_zero_is_where_eigenvalues_are_zero(ax):
-    plots.spectrum(rt.Spectrum.of([-1.0, 2.0]), ax=ax)
-    assert [0, 0] in [list(line.get_ydata()) for line in ax.lines]
-
-
-def test_predicted_levels_name_their_multiplicity(ax):
-    predicted = rt.Spectrum.of([-1.0, 1.0], [2, 2])
-    plots.spectrum(rt.Spectrum.of([-1.1, -0.9, 1.0, 1.0]), predicted=predicted, ax=ax)
-    assert labels(ax) == ["measured, P = 4", "predicted, 2 levels × 2"]
-    assert [text.get_text() for text in ax.texts] == ["× 2", "× 2"]
-    assert [text.xy for text in ax.texts] == [(0.25, -1.0), (0.75, 1.0)]  # in the middle of each
-    assert ax.get_xlim() == (0, 1) and ax.get_xlabel() == "rank, as a share of P"
 
 
 @pytest.mark.parametrize(
@@ -120,20 +533,6 @@ def test_the_legend_stands_above_the_data(levels):
     assert ax.get_legend().get_window_extent().y0 > top
 
 
-def test_pattern_draws_the_matrix_with_blocks(ax):
-    matrix = torch.diag(torch.tensor([1.0, -3.0, 2.0, 0.0]))
-    plots.hessian_pattern(matrix, block=2, ax=ax, title="H")
-    image = ax.images[0]
-    np.testing.assert_array_equal(image.get_array(), matrix.numpy())
-    assert (image.norm.vmin, image.norm.vmax) == (-3.0, 3.0)
-    assert image.get_interpolation() == "nearest"
-    assert image.get_extent() == [0, 4, 4, 0]  # from the upper left corner
-    assert [line.get_ydata()[0] for line in ax.lines[::2]] == [0, 2, 4]
-    assert [line.get_xdata()[0] for line in ax.lines[1::2]] == [0, 2, 4]
-    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("H", "parameter", "parameter")
-    assert image.colorbar.ax.get_ylabel() == "second derivative (loss / weight²)"
-
-
 def test_a_pattern_of_zeros_is_white(ax):
     plots.hessian_pattern(torch.zeros(2, 2), ax=ax)
     (image,) = ax.images
@@ -165,25 +564,6 @@ def test_what_is_no_matrix_or_kernel_is_refused(draw, given, message, ax):
         draw(given, ax=ax)
 
 
-def test_filters_show_each_tap_in_its_place(ax):
-    weight = torch.randn(2, 3, 3, 1)
-    plots.folded_filters(weight, ax=ax, title="conv1")
-    drawn = np.asarray(ax.images[0].get_array())
-    assert drawn.shape == (6, 3)
-    for row in range(3):
-        np.testing.assert_array_equal(drawn[2 * row : 2 * row + 2], weight[:, :, row, 0].numpy())
-    assert ax.get_title() == "conv1"
-    assert ax.images[0].norm.vmax == float(weight.abs().max())
-    assert ax.images[0].get_extent() == [0, 1, 3, 0] and ax.get_aspect() == 2 / 3
-    assert [line.get_ydata()[0] for line in ax.lines] == [1, 2]  # between the taps
-    assert ax.get_xlabel() == "column of the tap; in each, 3 inputs"
-    assert ax.get_ylabel() == "row of the tap; in each, 2 outputs"
-    for axis, count in ((ax.xaxis, 1), (ax.yaxis, 3)):
-        assert axis.get_ticklocs().tolist() == [k + 0.5 for k in range(count)]
-        assert [text.get_text() for text in axis.get_ticklabels()] == list(map(str, range(count)))
-    assert ax.images[0].colorbar.extend == "neither"
-
-
 def test_colours_of_filters_end_where_they_are_told(ax):
     plots.folded_filters(torch.randn(2, 2, 3, 3), limit=0.1, ax=ax)
     assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (-0.1, 0.1)
@@ -213,29 +593,14 @@ def test_the_identity_is_the_diagonal_of_the_middle_tap(ax, channels):
     np.testing.assert_array_equal(drawn, expected)
 
 
-def test_curves_by_depth():
-    ax = Figure().subplots()  # of another cycle of colours
-    measured = {"a": [0.1, math.inf, 0.0, -0.5], "b": [2.0, 3.0, 4.0, 5.0]}
-    predicted = {"b": [2.5, 3.5, 4.5, 5.5]}
-    plots.by_depth([2, 4, 6, 8], measured, predicted=predicted, ylabel="number", ax=ax)
-    markers, absent, loose, line = ax.lines
-    np.testing.assert_array_equal(markers.get_ydata(), [0.1, math.nan, math.nan, math.nan])
-    assert np.isnan(absent.get_ydata()).all()
-    assert loose.get_ydata().tolist() == measured["b"] and loose.get_linestyle() == "None"
-    assert line.get_ydata().tolist() == predicted["b"] and line.get_color() == loose.get_color()
-    assert markers.get_color() != loose.get_color()
-    assert all(list(line.get_xdata()) == [2, 4, 6, 8] for line in ax.lines)
-    assert labels(ax) == ["a", "b"]
-    assert ax.get_legend().get_title().get_text() == "markers measured, lines predicted"
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("weight layers", "number")
-    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "4", "6", "8"]
-    assert not ax.get_xticks(minor=True).size
-    with pytest.raises(ValueError, match="measured: got 1 values of 'a' for 2 layers"):
-        plots.by_depth([2, 4], {"a": [1.0]}, ylabel="number", ax=ax)
-    with pytest.raises(ValueError, match="predicted: got 3 values of 'b' for 4 layers"):
-        short = {"b": [1.0, 2.0, 3.0]}
-        plots.by_depth([2, 4, 6, 8], measured, predicted=short, ylabel="number", ax=ax)
+def test_every_curve_by_depth_needs_a_value_for_each():
+    for argument, count in (("measured", 1), ("predicted", 3)):
+        given = {"measured": {"b": [1.0, 2.0]}, argument: {"b": [1.0] * count}}
+        with pytest.raises(ValueError) as refused:
+            plots.by_depth([2, 4], given.pop("measured"), **given, ylabel="number")
+        assert str(refused.value) == (
+            f"{argument}: got {count} values of 'b' for 2 layers, needs one for each"
+        )
 
 
 @pytest.mark.parametrize(
@@ -246,24 +611,6 @@ def test_curves_by_depth():
 def test_a_legend_without_predictions_speaks_of_none(ax, draw):
     draw([1, 2], {"a": [0.1, 0.9]}, ax=ax)
     assert labels(ax) == ["a"] and ax.get_legend().get_title().get_text() == ""
-
-
-def test_flow_curves_have_bars_and_lines(ax):
-    shares = {"a": [0.1, 0.9], "b": [0.2, 0.3]}
-    bars, lines = {"a": [0.01, 0.02]}, {"b": [0.25, 0.35]}
-    plots.flow_curve([0, 1], shares, errors=bars, predicted=lines, xlabel="layer", ax=ax)
-    joined, loose, line = ax.lines
-    assert joined.get_ydata().tolist() == [0.1, 0.9] and joined.get_linestyle() == "-"
-    assert loose.get_ydata().tolist() == [0.2, 0.3] and loose.get_linestyle() == "None"
-    assert line.get_ydata().tolist() == [0.25, 0.35] and line.get_color() == loose.get_color()
-    spans = ax.collections[0].get_segments()
-    np.testing.assert_allclose([span[:, 1] for span in spans], [[0.09, 0.11], [0.88, 0.92]])
-    assert labels(ax) == ["a", "b"]
-    assert ax.get_legend().get_title().get_text() == "markers measured, lines predicted"
-    assert ax.get_ylim()[0] <= 0 and ax.get_ylim()[1] >= 1
-    assert all(curve.get_xdata().tolist() == [0, 1] for curve in ax.lines)
-    assert joined.get_color() != loose.get_color()
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer", "share of dominant flows")
 
 
 @pytest.mark.parametrize(("n", "panels"), [(1, 1), (2, 2), (3, 2)], ids=["n=1", "n=2", "n=3"])
@@ -457,29 +804,6 @@ def test_without_axes_a_new_figure_opens():
     pyplot.close(ax.figure)
 
 
-class Rows(Summaries):
-    """Given numbers as cushions."""
-
-    def __init__(self, **rows):
-        self.names, self.numbers = tuple(rows), torch.tensor(list(rows.values()))
-
-    rows = property(lambda self: self.names)
-    values = property(lambda self: self.numbers)
-
-
-def test_histograms_share_their_bins_and_name_their_medians(ax):
-    nets = {"a": Rows(x=[1.0, 2.0, 3.0, math.nan]), "b": Rows(x=[2.0, 4.0, 5.0, 6.0])}
-    plots.cushion_histogram(nets, "x", bins=5, ax=ax)
-    assert labels(ax) == ["a, median 2, |S| = 3", "b, median 4.5, |S| = 4"]
-    heights = [patch.get_height() for patch in ax.patches]
-    assert len(heights) == 10 and sum(heights[:5]) == 3 and sum(heights[5:]) == 4
-    assert ax.get_xscale() == "linear"
-    assert [line.get_xdata()[0] for line in ax.lines] == [2.0, 4.5]
-    assert {line.get_linestyle() for line in ax.lines} == {"--"}
-    assert [patch.get_x() for patch in ax.patches] == pytest.approx([1, 2, 3, 4, 5] * 2)
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("cushion of x", "samples")
-
-
 @pytest.mark.parametrize(
     "values", [[1.0, 100.0], [1.0, 20.0], [1.0, 20.1], [1.0, 1.0], [0.0, 0.0], [0.0, 9.0]], ids=str
 )
@@ -493,23 +817,6 @@ def test_histograms_of_any_range(ax, values):
         assert (ax.patches[0].get_x(), widths) == (values[0] / 2 or -0.5, [1.0])
     assert wide or widths == pytest.approx([widths[0]] * len(widths))
     assert not wide or widths[1] / widths[0] == pytest.approx((values[1] / values[0]) ** (1 / 40))
-
-
-def test_violins_stand_side_by_side_for_the_layers_that_both_have(ax):
-    nets = {"a": Rows(x=[1.0, 2.0, 9.0], y=[3.0, 5.0, 6.0]),
-            "b": Rows(y=[3.0, 4.0, 7.0], z=[1.0, 2.0, 3.0])}  # fmt: skip
-    plots.cushion_violins(nets, ax=ax)
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["x", "y"]
-    assert labels(ax) == ["a, |S| = 3", "b, |S| = 3"]
-    assert len(ax.collections) == 5  # three bodies, and the medians of each net
-    lines = [part for part in ax.collections if isinstance(part, LineCollection)]
-    medians = [[(ends[:, 0].mean(), *set(ends[:, 1])) for ends in part.get_segments()]
-               for part in lines]  # fmt: skip
-    expected = [[(-0.2, np.log10(2)), (0.8, np.log10(5))], [(1.2, np.log10(4))]]
-    for found, places in zip(medians, expected, strict=True):
-        np.testing.assert_allclose(found, places)
-    assert ax.get_xlabel() == "layer" and "logarithmic" in ax.get_ylabel()
-    assert not same_color(*(line.get_edgecolor()[0] for line in lines))
 
 
 @pytest.mark.parametrize(
