@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tolerances import assert_same, round_off
 from torch import nn
 
-from resid_theory.activations import ACTIVATIONS, activation, at_zero, derivatives
+from resid_theory.activations import ACTIVATIONS, AtZero, activation, at_zero, derivatives
 
 # s(0), s'(0-), s'(0+), s''(0-), s''(0+), by hand
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -67,6 +67,7 @@ def test_the_identity_has_slope_one():
         pytest.param(lambda z: torch.where(z > 0, z + z * z, 0 * z), 0.5, 0.0, True, id="bent"),
         pytest.param(torch.square, 0.0, 2.0, False, id="square"),
         pytest.param(lambda z: z**3, 0.0, 0.0, False, id="cube"),
+        pytest.param(lambda z: z * z.abs().sqrt(), 0.0, math.nan, False, id="bends"),
         pytest.param(F.elu, 1.0, math.nan, False, id="elu"),
         pytest.param(lambda z: 0 * z, 0.0, 0.0, False, id="flat"),
     ],
@@ -76,6 +77,22 @@ def test_what_stands_for_the_derivatives(function, slope, second, kink):
     assert at.slope == slope
     assert at.second == pytest.approx(second, nan_ok=True)
     assert at.has_kink is kink
+
+
+@pytest.mark.parametrize(
+    ("slopes", "kink"),
+    [((1, 1 + 5e-13), False), ((1 + 5e-13, 1), False), ((1, 1 + 2e-12), True),
+     ((-8, -8 - 6e-12), False), ((0, 1e-290), True), ((0, 0), False)],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "second"),
+    [((0, 5e-10), 2.5e-10), ((0, 2e-9), math.nan), ((3, 3 + 2e-9), 3 + 1e-9), ((-6, -4), math.nan)],
+)
+def test_two_sides_are_one_up_to_round_off(slopes, kink, seconds, second):
+    left, right = slopes
+    at = AtZero(value=7.0, left=left, right=right, second_left=seconds[0], second_right=seconds[1])
+    assert at.has_kink is kink and at.slope == pytest.approx((left + right) / 2, rel=1e-15)
+    assert at.second == pytest.approx(0.0 if kink else second, rel=1e-15, nan_ok=True)
 
 
 @pytest.mark.parametrize(

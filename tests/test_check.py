@@ -171,6 +171,19 @@ def test_numbers_outside(given):
         check_within("percent", given, 0, 100)
 
 
+@pytest.mark.parametrize(
+    ("ends", "inside"), [("[]", (0, 2)), ("()", ()), ("[)", (0,)), ("(]", (2,))]
+)
+def test_an_end_belongs_to_it_where_its_bracket_is_square(ends, inside):
+    for given in (0, 0.5, 2):
+        if given == 0.5 or given in inside:
+            assert check_within("x", given, 0, 2, ends) == given
+            continue
+        with pytest.raises(ValueError) as refused:
+            check_within("x", given, 0, 2, ends)
+        assert str(refused.value) == f"x: got {given}, needs a number in {ends[0]}0, 2{ends[1]}"
+
+
 def test_one_name_is_a_list_of_it():
     assert check_names("layers", "conv1") == ["conv1"]
     assert check_names("layers", ("a", "b")) == ["a", "b"]

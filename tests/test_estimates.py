@@ -363,21 +363,26 @@ def test_estimates_are_those_of_the_method(power, levels, rows, budget, seed, ge
     assert (found.value, found.standard_error) == pytest.approx((value, error), rel=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("error", [None, MatrixError(spectral=0.01, frobenius=0.5, trace=0.7)])
 @pytest.mark.parametrize("steps", [2, 4, 12])
-def test_totals_are_sums_over_known_values_and_means_over_probes(steps, error):
-    A, deflated = Wrapped(torch.diag(LEVELS)), torch.tensor([56, 59])
+def test_totals_are_sums_over_known_values_and_means_over_probes(steps, error, dtype):
+    A, deflated = Wrapped(torch.diag(LEVELS).to(dtype)), torch.tensor([56, 59])
     if error:
         A.error = error
     own, g = error or MatrixError(), torch.Generator().manual_seed(0)
     with RecordedOperator(A) as operator:
-        vectors = torch.eye(60)[:, deflated]
+        vectors = torch.eye(60, dtype=dtype)[:, deflated]
         locked = Locked(vectors=vectors, values=LEVELS[deflated], errors=0 * vectors, noise=0.0)
         residuals = torch.tensor([0.3, 0.2])
         found = lanczos_quadrature(operator, locked, residuals, probes=9, steps=steps, generator=g)
     seen = found.density
     known, rest = seen.known, 60 - len(seen.known)
     forms, mean = seen.diagonals[:, 0], seen.diagonals[:, 0] ** 2 + seen.links[:, 0] ** 2
+    # Rounding of the products, ten roots of P times as large as along one vector; by it and the
+    # residuals Ritz values may be off.
+    rounding = max(run.noise for run in found.certificates) * 60**0.5 / 10
+    slip = 60**0.5 * rounding + 0.05 * float(seen.known_residuals[2:].sum())
     squares = Cumulants.of_samples(mean)
     mean = float(mean.mean())
     if steps >= 4:  # exact for the sixth power
@@ -385,15 +390,16 @@ def test_totals_are_sums_over_known_values_and_means_over_probes(steps, error):
         squares = Cumulants.of(mean, (fourth / mean**2 - 1) / rest, sixth / mean**3 / rest**2)
     total = sphere_mean(
         float(forms.mean()), squares, count=9, dimension=rest, offset=float(known.sum())
-    ).widened(own.trace)
+    ).widened(own.trace + slip)
     inside = float(known.square().sum()) + 2 * (0.3**2 + 0.2**2)
-    norm = root(squares_mean(squares, count=9, scale=rest, offset=inside)).widened(own.frobenius)
+    norm = root(squares_mean(squares, count=9, scale=rest, offset=inside))
+    norm = norm.widened(own.frobenius + slip)
     for made, expected in ((found.trace, total), (found.frobenius_norm, norm)):
         for name in ("value", "standard_error", "low", "high"):
-            assert getattr(made, name) == pytest.approx(getattr(expected, name), rel=1e-5), name
-    bar = 2 * float(seen.known_residuals.sum()) / 60 + own.frobenius / 60**0.5
+            assert getattr(made, name) == pytest.approx(getattr(expected, name), rel=1e-7), name
+    bar = 2 * float(seen.known_residuals.sum()) / 60 + own.frobenius / 60**0.5 + rounding
     assert seen.known_error == pytest.approx(bar, rel=1e-9)
-    assert seen.round_off == pytest.approx(own.spectral, abs=1e-11)
+    assert seen.round_off == pytest.approx(max(60**0.5 * rounding, own.spectral), rel=1e-9)
     assert seen.known[:2].tolist() == [9.0, -6.0]
     assert seen.known_residuals[:2].tolist() == [0.3, 0.2]
 

@@ -1,8 +1,10 @@
 """Extreme eigenpairs: against LAPACK on degenerate spectra; bounds, certificates, resumed runs."""
 
+import contextlib
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import scipy.linalg
 import torch
@@ -10,8 +12,11 @@ from tolerances import EPS
 
 import resid_theory as rt
 from resid_theory.eigen import lanczos, ritz_bounds
+from resid_theory.eigen.eigenpair_result import Eigenpairs
 from resid_theory.eigen.krylov import Krylov, Locked
+from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.operator_log import RecordedOperator
+from resid_theory.eigen.orthogonalization import dots, orthonormal, project_out, random_orthonormal
 from resid_theory.eigen.ritz_bounds import Goal, lehmann
 
 WHICH = ["largest", "smallest", "both", "magnitude"]
@@ -598,3 +603,308 @@ def test_no_bound_is_negative_when_residuals_are_rounding(generator):
                            residual_gram=lambda some: gram[some][:, some])  # fmt: skip
     goal = SimpleNamespace(signs=(1,), k=5, verify=True, columns=lambda _: torch.arange(3, 8))
     assert (ritz_bounds.error_bounds(ritz, goal) >= 0).all()
+
+
+# -- how a search goes on --------------------------------------------------------------------------
+
+
+class Begun(Exception):
+    """The search would begin now."""
+
+
+def empty(size, dtype=torch.float64):
+    return SimpleNamespace(shape=(size, size), dtype=dtype, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "given", "width", "capacity"),
+    [
+        (1000, torch.float64, {}, 3, 300),
+        (1000, torch.float64, {"k": 100}, 3, 3 * 120),  # as many as a restart needs, three times
+        (1000, torch.float64, {"k": 100, "which": "both"}, 3, 3 * 220),
+        (1000, torch.float64, {"block": 6}, 6, 300),
+        (1000, torch.float64, {"verify": False}, 1, 300),
+        (1000, torch.float64, {"max_products": 2}, 2, 300),
+        (1000, torch.float64, {"max_products": 7}, 3, 300),
+        (1000, torch.float64, {"capacity": 25}, 3, 25),
+        (1000, torch.float64, {"capacity": 31, "block": 6}, 6, 31),
+        (2, torch.float64, {}, 2, 300),
+        (10, torch.float64, {"capacity": 10}, 3, 10),
+        (10**7, torch.float64, {}, 3, 26),  # in 2 GiB
+        (10**7, torch.float32, {}, 3, 53),
+        (10**8, torch.float64, {}, 3, 25),  # as many as k needs
+    ],
+    ids=str,
+)
+def test_a_search_begins_with_as_many_vectors(size, dtype, given, width, capacity, monkeypatch):
+    begun = []
+
+    def krylov(operator, locked, **given):
+        begun.append(given)
+        raise Begun
+
+    monkeypatch.setattr(lanczos, "Krylov", krylov)
+    with pytest.raises(Begun):
+        rt.eigenpairs(empty(size, dtype), **given, generator=7)
+    (begun,) = begun
+    assert begun.pop("generator").initial_seed() == 7
+    assert begun == {"width": width, "capacity": capacity}
+
+
+@pytest.mark.parametrize(
+    ("given", "least"), [({}, 25), ({"k": 2, "which": "both"}, 24), ({"k": 9, "block": 7}, 38)]
+)
+def test_a_capacity_without_room_for_a_restart_is_refused(given, least):
+    with pytest.raises(ValueError) as refused:
+        rt.eigenpairs(torch.eye(100), capacity=least - 1, **given)
+    assert str(refused.value) == (
+        f"capacity: got {least - 1}, needs at least {least} for these k and block"
+    )
+
+
+def steps_of(monkeypatch, matrix, **given):
+    """Of each step of the first run, whether the pairs were settled; and the result."""
+    after, settled = lanczos.SearchState.after, []
+
+    def spied(krylov, goal, edges, *, first):
+        state = after(krylov, goal, edges, first=first)
+        if first:
+            settled.append(state.is_settled)
+        return state
+
+    monkeypatch.setattr(lanczos.SearchState, "after", spied)
+    return settled, rt.eigenpairs(matrix, 3, generator=0, **given)
+
+
+OUTLIERS = torch.cat([torch.linspace(-1, 1, 500), torch.tensor([9.0, 7.0, 5.0])]).double()
+
+
+@pytest.mark.parametrize(("block", "more"), [(2, 30), (3, 20), (7, 9)])
+def test_a_verification_has_sixty_products_more(block, more, monkeypatch):
+    given = {"missed": 1e-300, "block": block}  # so improbable is nothing
+    settled, found = steps_of(monkeypatch, torch.diag(OUTLIERS), **given)
+    assert len(settled) == settled.index(True) + 1 + more and all(settled[-more:])
+    assert found.products == block * len(settled)
+
+
+@pytest.mark.parametrize(("chance", "goes_on"), [(0.1, False), (0.101, True)])
+def test_without_verification_a_run_ends_where_another_value_is_improbable(
+    chance, goes_on, monkeypatch
+):
+    monkeypatch.setattr(lanczos.SearchState, "missed_apart", chance)
+    settled, found = steps_of(monkeypatch, torch.diag(OUTLIERS), verify=False, tolerance=1e-9)
+    needed = settled.index(True) + 1
+    assert needed >= 9 and needed % 4  # a quarter more, rounded up
+    assert len(settled) == found.products == needed + goes_on * math.ceil(needed / 4)
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_eigenpairs_are_printed_with_their_bounds(which):
+    found = Eigenpairs(
+        which=which, values=torch.tensor([12.3456789012345, 2.0, 2.0]).double(),
+        vectors=torch.eye(3), residuals=torch.tensor([0.5, 0.25, 0.125]),
+        bounds=torch.tensor([0.0123, 0.25, 0.5]), multiplicities=torch.tensor([1, 2, 2]),
+        at_least=torch.tensor([False, True, False]), converged=torch.tensor([True, False, True]),
+        missed_probability=0.00123, limits=(-3.25, 2.125), round_off=1e-9, products=77,
+        accepted_miss=0.015,
+    )  # fmt: skip
+    lines = [line.split() for line in str(found).splitlines()]
+    assert " ".join(lines[0]) == (
+        f"Eigenpairs, {which}, 77 products; missed one beyond these with probability ≤ 0.001, one "
+        "outside [-3.25, 2.125] with ≤ 0.01"
+    )
+    assert lines[1] == ["eigenvalue", "bound", "residual", "multiplicity", "converged"]
+    assert lines[-3:] == [
+        ["12.3456789", "0.0123", "0.5", "1", "yes"], ["2", "0.25", "0.25", "≥", "2", "no"],
+        ["2", "0.5", "0.125", "2", "yes"],
+    ]  # fmt: skip
+    frame = found.frame()
+    assert list(frame) == [*lines[1][:4], "at_least", "converged"]
+    assert frame["at_least"].tolist() == [False, True, False] and len(found) == 3
+    ends = [end for e in found.estimates(-1) for end in (e.value, e.low, e.high)]
+    wanted = [2, 1.75, 2.25, 2, 1.5, 2.5, 12.3456789012345, 12.3333789012345, 12.3579789012345]
+    assert ends == pytest.approx(wanted, rel=1e-8)  # bounds are float32 here
+    assert (found.largest, found.smallest) == (found.estimates(1)[0], found.estimates(-1)[0])
+    large = found.scaled(8.0)
+    for name in ("values", "residuals", "bounds"):
+        assert torch.equal(getattr(large, name), 8 * getattr(found, name))
+    assert (large.limits, large.round_off) == ((-26.0, 17.0), 8e-9)
+    assert torch.equal(large.vectors, found.vectors) and large.products == 77
+
+
+# -- sums in float64 of vectors in float32 ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_long_vectors_are_summed_in_float64(dtype, generator):
+    size = 2 * 65_536 + 100  # several slices, the last one shorter
+    left, right = (torch.randn(size, n, generator=generator).to(dtype) for n in (2, 3))
+    exact = left.double().numpy().T @ right.double().numpy()
+    found = dots(left, right)
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found.numpy(), exact, rtol=0, atol=size * EPS * 10)
+    basis, rest = torch.linalg.qr(left)[0], right.clone()
+    inside = project_out(rest, basis)
+    roughly = project_out(right.clone(), basis, roughly=True)
+    exact = basis.double().numpy().T @ right.double().numpy()
+    np.testing.assert_allclose(inside.numpy(), exact, rtol=0, atol=1e-11)
+    assert inside.dtype == roughly.dtype == torch.float64
+    single = dtype == torch.float32
+    np.testing.assert_allclose(roughly.numpy(), exact, rtol=0, atol=1e-3 if single else 1e-11)
+    assert single == bool(abs(roughly.numpy() - exact).max() > 1e-11)  # it is the faster way
+    gone = right.double() - basis.double() @ torch.from_numpy(exact)
+    torch.testing.assert_close(rest.double(), gone, rtol=0, atol=1e-5 if single else 1e-11)
+
+
+@pytest.mark.parametrize("shape", [(9, 1), (9, 4), (3, 5)], ids=str)
+@pytest.mark.parametrize("threshold", [1e-9, 0.24, 0.26, 0.6, 4.1])
+def test_an_orthonormal_basis_leaves_out_what_is_short(shape, threshold, generator):
+    rows, columns = shape
+    singular = torch.tensor([4.0, 0.5, 0.25])[:columns].double()
+    left, right = (
+        torch.linalg.qr(torch.randn(n, min(n, 3), generator=generator).double())[0][:, :columns]
+        for n in shape
+    )
+    kept = singular > threshold
+    basis, coefficients = orthonormal(left @ torch.diag(singular) @ right.T, threshold)
+    assert basis.shape == (rows, int(kept.sum()))
+    torch.testing.assert_close(basis.T @ basis, torch.eye(int(kept.sum())).double())
+    coefficients = coefficients.view(int(kept.sum()), columns)
+    torch.testing.assert_close(basis @ coefficients, left @ torch.diag(singular * kept) @ right.T)
+    column = 0.5 * torch.eye(rows).double()[:, 1:2]
+    assert orthonormal(column, 0.5)[0].shape == (rows, 0)
+    assert torch.equal(orthonormal(column, 0.49)[0], 2 * column)
+
+
+@pytest.mark.parametrize(("count", "known"), [(3, 4), (5, 4), (9, 8), (0, 2)])
+def test_random_vectors_are_orthonormal_beside_a_basis(count, known, generator):
+    basis = torch.linalg.qr(torch.randn(9, known, generator=generator))[0].float()
+    found = random_orthonormal(count, basis, torch.Generator().manual_seed(3))
+    assert found.dtype == torch.float32 and found.shape == (9, min(count, 9 - known))
+    both = torch.cat([basis, found], 1).double()
+    torch.testing.assert_close(both.T @ both, torch.eye(both.shape[1]).double(), rtol=0, atol=1e-6)
+
+
+# -- another operator in a folder ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "error"), [(1.4e-8, 0), (1.6e-8, 0), (0.9, 5.0), (1.1, 5.0)])
+def test_half_of_the_digits_tell_another_operator(change, error, tmp_path):
+    """Products may differ by the root of epsilon, and by twice the error of the operator."""
+    A = Wrapped(torch.diag(torch.tensor([8.0, 4, 2, 1]).double()))
+    if error:
+        A.error = MatrixError(spectral=error, frobenius=99.0, trace=99.0)
+    with RecordedOperator(A, folder=tmp_path) as first:
+        first @ torch.eye(4)[:, :1].double()
+    A.matrix = A.matrix * (1 + change * (2 * error / 8 if error else 1))
+    too_far = change > (1.0 if error else EPS**0.5)
+    with RecordedOperator(A, folder=tmp_path) as again:
+        with pytest.raises(ValueError, match="^folder: .* was recorded with another operator: other"
+                           ) if too_far else contextlib.nullcontext():  # fmt: skip
+            assert (again @ torch.eye(4)[:, :1].double())[0] == 8.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("count", [0, 2], ids=["alone", "beside locked"])
+def test_a_space_holds_what_the_matrix_makes_of_it(count, dtype, generator):
+    """A V = [U, V, Q] H before and after a restart, and what follows from it."""
+    A = rotated(torch.randn(60, generator=generator), generator).to(dtype)
+    near = torch.linalg.eigh(A.double()).eigenvectors[:, 60 - count :]
+    start = torch.linalg.qr(near + 0.01 * torch.randn(60, count, generator=generator))[0]
+    turn = torch.linalg.eigh(start.T @ A.double() @ start).eigenvectors
+    U = (start @ turn).to(dtype)
+    values = (U * (A @ U)).double().sum(0)
+    errors = (A.double() @ U.double() - U.double() * values).to(dtype)
+    small = 1e-12 if dtype == torch.float64 else 1e-4
+    with RecordedOperator(A) as products:
+        locked = Locked(vectors=U, values=values, errors=errors, noise=0.125)
+        krylov = Krylov(products, locked, width=2, capacity=20, generator=generator)
+        for step in range(8):
+            if step == 6:
+                kept = torch.tensor([0, 3, 7, 10, 11])
+                ritz = torch.linalg.eigh(krylov.symmetric)
+                wanted = krylov.multiplied_vectors.double() @ ritz.eigenvectors[:, kept]
+                krylov.restart(kept)
+                found = krylov.multiplied_vectors.double()
+                torch.testing.assert_close(
+                    (found.T @ wanted).abs(), torch.eye(5).double(), rtol=0, atol=small
+                )
+                torch.testing.assert_close(
+                    krylov.symmetric, torch.diag(ritz.eigenvalues[kept]), rtol=0, atol=small
+                )
+            krylov.extend(products @ krylov.block)
+    assert (krylov.steps, krylov.restarts, krylov.multiplied, krylov.waiting) == (8, 1, 9, 2)
+    V, Q, whole = krylov.multiplied_vectors.double(), krylov.block.double(), A.double()
+    every = torch.cat([U.double(), V, Q], 1)
+    torch.testing.assert_close(every.T @ every, torch.eye(11 + count).double(), rtol=0, atol=small)
+    image = whole @ V
+    torch.testing.assert_close(image, every @ (every.T @ image), rtol=0, atol=small)
+    torch.testing.assert_close(krylov.symmetric, V.T @ image, rtol=0, atol=small)
+    torch.testing.assert_close(krylov.links, Q.T @ image, rtol=0, atol=small)
+    assert krylov.scale <= float(torch.linalg.matrix_norm(whole, 2)) * (1 + small)
+    inside = every[:, : 9 + count]
+    exact, ritz = torch.linalg.eigvalsh(inside.T @ whole @ inside), krylov.ritz()
+    torch.testing.assert_close(ritz.values, exact, rtol=0, atol=small)
+    assert ritz.noise == pytest.approx(0.125 + krylov.round_off, rel=1e-6)
+    vectors = inside @ ritz.weights
+    gaps = whole @ vectors - vectors * ritz.values
+    assert bool((gaps.norm(dim=0) <= ritz.residuals - 0.125 + small).all())
+    order = torch.tensor([8, 0, 5])
+    above = ritz.residual_gram(order) - gaps[:, order].T @ gaps[:, order]
+    assert float(torch.linalg.eigvalsh(above).min()) >= -small
+    measured = krylov.measure(ritz, torch.tensor([0, 2, 5, 8]))
+    torch.testing.assert_close(
+        measured.residual_gram(order), gaps[:, order].T @ gaps[:, order], rtol=0, atol=small
+    )
+    lengths = gaps[:, order].norm(dim=0) + ritz.noise
+    torch.testing.assert_close(measured.residuals[order], lengths, rtol=0, atol=small)
+    assert torch.equal(measured.residuals[[1, 3]], ritz.residuals[[1, 3]])
+    again = krylov.lock(ritz, order)
+    assert torch.equal(again.values, ritz.values[order]) and again.vectors.dtype == dtype
+    torch.testing.assert_close(again.vectors.double(), vectors[:, order], rtol=0, atol=small)
+    torch.testing.assert_close(again.errors.double(), gaps[:, order], rtol=0, atol=small)
+    assert again.noise == pytest.approx(0.125 + krylov.round_off, rel=1e-6)
+
+
+def test_what_restarts_drop_is_in_every_residual(generator):
+    """Where coefficients are not symmetric, kept vectors are no eigenvectors of them."""
+    A = rotated(torch.randn(40, generator=generator), generator)
+    krylov, dropped = grown(A + 1e-6 * torch.randn(40, 40, generator=generator), 2, 7, 0), []
+    for kept in ([0, 2, 9, 13], [1, 3]):
+        V = krylov.multiplied_vectors.clone()
+        own = V.T @ krylov.operator.matrix @ V
+        chosen = torch.linalg.eigh((own + own.T) / 2).eigenvectors[:, kept]
+        dropped.append(float((own @ chosen - chosen @ (chosen.T @ own @ chosen)).norm()))
+        krylov.restart(torch.tensor(kept))
+        assert krylov.ritz().noise - krylov.round_off == pytest.approx(math.hypot(*dropped))
+
+
+@pytest.mark.parametrize(
+    ("levels", "given", "widths"),
+    [
+        ([5.0] * 2, {}, [3]),  # fewer than the start has vectors
+        ([5.0] * 3, {}, [3, 1]),
+        ([5.0] * 4, {}, [3, 1, 2]),  # twice as many as the run before found
+        ([5.0] * 5, {}, [3, 1, 2]),
+        ([5.0] * 6, {}, [3, 1, 2, 4]),
+        ([5.0] * 10, {}, [3, 1, 2, 4, 4]),  # four at most
+        ([5.0] * 2, {"block": 1}, [1, 1, 2]),
+        ([5.0] * 4, {"verify": False}, [1]),
+        ([0.0] * 50, {"k": 20}, [3, 4]),  # as many as are missing, at most four
+        ([0.0] * 50, {"k": 20, "block": 6}, [6, 6]),  # or those of the first run
+        ([0.0] * 50, {"k": 5}, [3, 2]),
+        ([0.0] * 4, {"k": 5}, [3, 1]),  # of as many as there are
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else f"{len(value)} of {value[0]}",
+)
+def test_runs_in_the_complement_begin_with_as_many_vectors(levels, given, widths, monkeypatch):
+    begun = []
+
+    def krylov(operator, locked, *, width, **more):
+        begun.append(width)
+        return Krylov(operator, locked, width=width, **more)
+
+    monkeypatch.setattr(lanczos, "Krylov", krylov)
+    bulk = torch.linspace(-1, 1, 95) if levels[0] else torch.zeros(0)
+    rt.eigenpairs(torch.diag(torch.cat([torch.tensor(levels), bulk])), **{"k": 2, **given})
+    assert (begun if levels[0] else begun[:2]) == widths

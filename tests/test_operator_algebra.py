@@ -1,6 +1,7 @@
 """Sums, multiples, shifts, diagonals and solutions, against dense matrices by plain autograd."""
 
 import copy
+import math
 
 import numpy as np
 import oracles
@@ -216,6 +217,33 @@ def test_bars_hold_where_one_entry_is_large(signs):
     assert missed <= 4000 * 0.05 + 4 * (4000 * 0.05 * 0.95) ** 0.5
 
 
+@pytest.mark.parametrize("count", [6, 7, 8, 13, 60, 90])
+def test_bars_hold_95_percent_of_normal_samples_and_of_signs(count, generator):
+    A = torch.randn(100, 100, generator=generator, dtype=torch.float64)
+    found = rt.eigen.as_operator(A).diagonal(budget=count)
+    # How many of the signs agree in all but one case of forty, and Student's statistic of these.
+    chances = [math.comb(count, k) / 2**count for k in range(count + 1)]
+    agree = next(k for k in range(count + 1) if sum(chances[k + 1 :]) <= 0.025)
+    mean = 2 * agree / count - 1
+    signs = mean / ((1 - mean**2) / (count - 1)) ** 0.5 * (1 + 1e-6)
+    half = max(signs, scipy.stats.t.ppf(0.975, count - 1))
+    torch.testing.assert_close(found.half_widths, half * found.standard_errors, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("error", [None, 0.5])
+def test_columns_give_the_diagonal_a_block_at_a_time(error, generator):
+    matrix = Recorded(torch.randn(150, 150, generator=generator, dtype=torch.float64))
+    if error:
+        matrix.error = MatrixError(spectral=error, frobenius=9.0, trace=9.0)
+    found = rt.eigen.as_operator(matrix).diagonal(budget=150)
+    assert [vectors.shape[1] for vectors in matrix.vectors] == [64, 64, 22]
+    assert torch.equal(found.values, matrix.matrix.diagonal())
+    assert (found.is_exact, found.products) == (True, 150) and not found.standard_errors.any()
+    assert found.half_widths.tolist() == [error or 0.0] * 150
+    with pytest.raises(ValueError, match="^budget: got 1, needs at least 2$"):
+        rt.eigen.as_operator(matrix).diagonal(budget=1)
+
+
 def test_few_signs_give_no_interval(problem):
     # Five of them agree in one case of sixteen, and show no spread then.
     assert bool(problem[0].diagonal(budget=5).half_widths.isinf().all())
@@ -248,6 +276,47 @@ def test_solutions(problem, definite):
     assert "not converged" in str(short)
 
 
+class Known(rt.eigen.LinearOperator):
+    """A matrix with a known error, of which no eigenvalue is below a number."""
+
+    def __init__(self, matrix, lowest):
+        super().__init__(tuple(matrix.shape), matrix.dtype, "cpu")
+        self.matrix, self.lowest = matrix, lowest
+        self.error = MatrixError(spectral=0.5, frobenius=99.0, trace=99.0)
+
+    T = property(lambda self: self)
+
+    def _product(self, vectors):
+        return self.matrix @ vectors
+
+
+@pytest.mark.parametrize(("lowest", "method"), [(2.0, "cg"), (0.5, "minres")])
+def test_bounds_of_solutions_are_over_the_smallest_eigenvalue(lowest, method):
+    levels = torch.tensor([2.0, 3, 4, 8], dtype=torch.float64)
+    v = torch.tensor([[1.0, 2, 0, -1], [0, 0, 0, 0], [5, 0, -3, 1]], dtype=torch.float64).T
+    found = Known(torch.diag(levels), lowest).solve(v, damping=-0.5, tolerance=1e-11)
+    exact = v / (levels - 0.5)[:, None]
+    torch.testing.assert_close(found.values, exact, rtol=0, atol=1e-10)
+    bounds = 0.5 * exact.norm(dim=0) / 1.5 if method == "cg" else torch.tensor([math.inf, 0.0, 1])
+    assert found.method == method and found.converged and found.error_bounds[1] == 0
+    for k in (0, 2):
+        expected = float(bounds[k]) if method == "cg" else math.inf
+        assert float(found.error_bounds[k]) == pytest.approx(expected, rel=1e-8)
+    frame = found.frame()
+    assert frame["residual"].tolist() == found.residuals.tolist() and len(frame) == 3
+
+
+@pytest.mark.parametrize("columns", [256, 600])
+def test_a_matrix_is_made_from_blocks_of_columns(columns, capsys):
+    recorded = Recorded(torch.arange(3.0 * columns, dtype=torch.float64).view(3, columns))
+    found = rt.eigen.as_operator(recorded).dense(progress=columns > 256)
+    assert torch.equal(found, recorded.matrix)
+    widths = [vectors.shape[1] for vectors in recorded.vectors]
+    assert widths == ([256] if columns == 256 else [256, 256, 88])
+    shown = capsys.readouterr().err
+    assert ("Matrix: 100%" in shown and " 600/600 [" in shown) == (columns > 256)
+
+
 def test_a_solution_of_nothing_costs_nothing_and_has_no_error(problem):
     found = problem[0].solve(torch.zeros(26, 2))
     assert found.converged and not found.values.any() and found.values.shape == (26, 2)
@@ -278,6 +347,29 @@ def test_known_lower_bounds(problem):
     assert H.lowest == -np.inf and (H - G).lowest == -np.inf and (-G).lowest == -np.inf
     assert G.lowest == 0 and (2 * G).shift(0.5).lowest == 0.5 and (G.shift(-1)).lowest == -1
     assert G.block("0.*").lowest == 0 and G.block("0.*", "2.*").lowest == -np.inf
+    damped = (0 * H + 2 * G).shift(0.5)  # what does not count bounds nothing
+    assert damped.lowest == damped.block("0.*").lowest == 0.5
+    assert damped.block("0.*", "2.*").lowest == (damped - 1e-9 * G).lowest == -np.inf
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_sum_is_as_wide_as_its_widest_term(wide):
+    single = rt.eigen.as_operator(torch.eye(3, dtype=torch.float32))
+    made = 3 * single + torch.eye(3, dtype=torch.float64 if wide else torch.float32)
+    assert made.dtype == made.T.dtype == (torch.float64 if wide else torch.float32)
+    assert made.shift(1).dtype == made.dtype and (made @ torch.ones(3)).dtype == made.dtype
+    assert made.to_scipy().dtype == np.dtype("float64" if wide else "float32")
+
+
+def test_scipy_multiplies_by_an_operator_and_its_transpose(generator):
+    matrix = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    A, left, right = rt.eigen.as_operator(matrix).to_scipy(), np.eye(3)[:, 1:], np.eye(5)[:, 2:]
+    assert A.shape == (3, 5) and A.dtype == np.float64
+    for found, wanted in (
+        (A @ right, matrix[:, 2:]), (A @ right[:, 0], matrix[:, 2]), (A.H @ left, matrix.T[:, 1:]),
+        (A.H @ left[:, 0], matrix.T[:, 1]),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(found, wanted.numpy())
 
 
 def test_a_multiple_is_as_exact_as_its_matrix():

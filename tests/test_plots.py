@@ -218,7 +218,6 @@ SEEN = """
 'weight layers', log, 1.8661 8.5742, 2 4 6 8 as 2 4 6 8, grid 0.3
 'number', log, 0.081843 6.7202, 0.1 0.2 0.5 1 2 5 as 0.1 0.2 0.5 1 2 5, grid 0.3
 Line2D 'a' | 2 4 6 8 | 0.1 nan nan nan | #0173b2 None | full o of 7 | width 1.5 | 2
-Line2D | 2 4 6 8 | nan nan nan nan | #0173b2 - | width 1.5 | 2
 Line2D 'b' | 2 4 6 8 | 2 3 4 5 | #de8f05 None | full s of 7 | width 1.5 | 2
 Line2D | 2 4 6 8 | 2.5 3.5 4.5 5.5 | #de8f05 - | width 1.5 | 2
 legend 'a; b' below 'markers measured, lines predicted'
@@ -674,8 +673,13 @@ def test_panels_are_as_large_as_asked_for_and_a_png_has_few_bytes():
     spans = [(ax.get_subplotspec().rowspan[0], ax.get_subplotspec().colspan[0])
              for ax in drawing.axes]  # fmt: skip
     assert spans == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    file = plots.png(drawing, dpi=50)
-    assert Image.open(io.BytesIO(file)).size == (300, 100)
+    assert plots.figure().get_size_inches().tolist() == [4.8, 3.9]
+    assert Image.open(io.BytesIO(plots.png(drawing))).size == (900, 300)
+    file, smallest = plots.png(drawing, dpi=50), io.BytesIO()
+    image = Image.open(io.BytesIO(file))
+    assert image.size == (300, 100) and image.mode == "P"
+    image.save(smallest, format="png", optimize=True)
+    assert file == smallest.getvalue()
     drawing.savefig(plain, format="png", dpi=50)
     assert len(file) < 0.6 * len(plain.getvalue())
     with pytest.raises(ValueError, match="^rows: got 0"):
@@ -884,10 +888,13 @@ def test_a_finished_figure_keeps_transparent_colours():
     ("entries", "beside"),
     [
         (["a", "b"], True),
+        (["a", "of a label of 20 ch."], True),
         (["a", "of a label with 21 c."], False),
-        (["of a label with 21 c."] * 20, True),
+        (["of a label with 21 c."] * 3, False),
+        (["of a label with 21 c."] * 4, True),
+        (["of 18 letters each"] * 4, True),
     ],
-    ids=["short", "long", "many"],
+    ids=["short", "nearly long", "long", "few", "many", "narrow"],
 )
 def test_the_legend_of_one_panel_stands_beside_it_where_it_is_narrow(entries, beside):
     drawing = plots.figure()

@@ -10,6 +10,7 @@ from test_lanczos import Wrapped, rotated
 
 import resid_theory as rt
 from resid_theory import plots
+from resid_theory.eigen.matrix_error import MatrixError
 
 EXACT = rt.Spectrum.of(LEVELS)
 TRUTHS = {
@@ -222,3 +223,96 @@ def test_zeros_that_are_left_by_the_extremes_do_not_count_as_negative(generator)
     for seed in range(5):
         report = rt.eigen.spectral_estimates((basis * levels) @ basis.T, 2, generator=seed)
         assert report.index.covers(2 / 17) and report.index_threshold < 1e-10
+
+
+@pytest.mark.parametrize("given", [{}, {"k": 2, "percentile": 25, "matrix": "m", "samples": 9,
+                                        "reason": "r"}], ids=["plain", "all"])  # fmt: skip
+def test_every_number_of_an_exact_report(given):
+    spectrum = rt.Spectrum.of([-3.0, -0.1, -0.4, 4.0], error=0.25)
+    error = MatrixError(spectral=0.25, frobenius=0.125, trace=0.0625)
+    report = rt.eigen.SpectrumReport.of(spectrum, error=error, **given)
+    solver = 4 * 2.0**-52 * 4  # of a dense solver; in the trace and the norm of four as of two
+    bound, k = 0.25 + solver, given.get("k", 4)
+    about = {
+        "method": "dense", "reason": given.get("reason", "all eigenvalues are known"),
+        "matrix": given.get("matrix", "hessian"), "parameters": 4, "samples": given.get("samples"),
+        "percentile": given.get("percentile", 10), "spectrum": spectrum, "density": None,
+        "pairs": None, "products": 0, "notes": (), "index_threshold": pytest.approx(bound),
+    }  # fmt: skip
+    assert {name: getattr(report, name) for name in about} == about
+    rank = {10: 0.1 + 0.3 * 0.3, 25: 0.1 + 0.75 * 0.3}[report.percentile]  # of 0.1, 0.4, 3 and 4
+    known = rank > bound
+    norm = (16 + 9 + 0.16 + 0.01) ** 0.5
+    condition = [4 / rank if known else math.inf, (4 - bound) / (rank + bound),
+                 (4 + bound) / (rank - bound) if known else math.inf]  # fmt: skip
+    numbers = {
+        f"largest {i}": [x, x - bound, x + bound] for i, x in enumerate([4, -0.1, -0.4, -3][:k], 1)
+    } | {
+        f"smallest {i}": [x, x - bound, x + bound] for i, x in enumerate([-3, -0.4, -0.1, 4][:k], 1)
+    } | {
+        "trace": [0.5, 0.5 - 0.0625 - 2 * solver, 0.5 + 0.0625 + 2 * solver],
+        "Frobenius norm": [norm, norm - 0.125 - 2 * solver, norm + 0.125 + 2 * solver],
+        # Below -0.25; at least -3 is, and at most all that are negative.
+        "index, share below -0.25": [0.5, 0.25, 0.75],
+        f"condition number, percentile {report.percentile:g}": condition,
+    }  # fmt: skip
+    frame = report.frame()
+    assert frame["quantity"].tolist() == list(numbers)
+    found = frame[["value", "low", "high"]].to_numpy()
+    np.testing.assert_allclose(found, list(numbers.values()), rtol=1e-12)
+    assert not frame["standard_error"].any()
+    for name in ("method", "matrix", "parameters"):
+        assert set(frame[name]) == {about[name]}
+    title = "m, P = 4, 9 samples: dense (r)" if given else (
+        "hessian, P = 4: dense (all eigenvalues are known)")  # fmt: skip
+    assert report.title == title and str(report).startswith(title)
+    pairs = rt.eigenpairs(torch.diag(torch.tensor([-3.0, 4.0, 1.0])), 1)
+    report = rt.eigen.SpectrumReport.of(spectrum, pairs=pairs)
+    assert report.pairs is pairs and report.products == pairs.products > 0
+    assert report.title.startswith(f"hessian, P = 4: dense, {pairs.products} products (")
+    assert report.trace.high == pytest.approx(0.5 + 2 * bound)  # an error without a pattern
+
+
+def test_an_estimated_report_has_what_was_asked_for(generator):
+    A = rotated(LEVELS, generator)
+    given = {"percentile": 25, "matrix": "m", "samples": 9, "reason": "r", "probes": 3,
+             "missed": 1e-6, "tolerance": 1e-9}  # fmt: skip
+    report = rt.eigen.spectral_estimates(A, 2, steps=7, generator=4, **given)
+    assert (report.method, report.reason, report.matrix) == ("matrix-free", "r", "m")
+    assert (report.parameters, report.samples, report.percentile) == (60, 9, 25)
+    pairs, density = report.pairs, report.density
+    assert report.products == pairs.products + 21 == density.products
+    assert density.probes == 3 and density.nodes.shape[1] <= 7
+    assert pairs.accepted_miss == 1e-6 and bool((pairs.bounds <= 1.1e-9 * pairs.values.abs()).all())
+    assert report.largest == pairs.estimates(1)[:2] and len(report.smallest) == 2
+    assert report.smallest == pairs.estimates(-1)[:2]
+    assert report.index == density.negative_share and report.spectrum is None
+    assert report.index_threshold == density.resolution > 0
+    top = float(pairs.values.abs().max())
+    bottom = [density.quantile(place / 60, magnitude=True).value for place in (15, 16)]
+    bottom = bottom[0] + 0.75 * (bottom[1] - bottom[0])  # 59 gaps, of which a quarter are 14.75
+    ratio = top / bottom if bottom > density.resolution else math.inf
+    assert report.condition_number.value == pytest.approx(ratio, rel=1e-9)
+    assert report.title == f"m, P = 60, 9 samples: matrix-free, {report.products} products (r)"
+    shorter = rt.eigen.spectral_estimates(A, 2, density=False, generator=4, **given)
+    assert shorter.products == shorter.pairs.products + 3
+    assert (shorter.index_threshold, shorter.density) == (0.0, None)
+
+
+@pytest.mark.parametrize("unit", [1.0, 2.0**-200], ids=["1", "tiny"])
+def test_a_space_that_spans_everything_has_the_errors_of_the_operator(unit, generator):
+    levels = unit * LEVELS[[0, 20, 30, 56, 57, 59]]
+    operator = Wrapped(rotated(levels, generator))
+    operator.error = MatrixError(spectral=0.25 * unit, frobenius=0.5 * unit, trace=0.75 * unit)
+    given = {"percentile": 25, "matrix": "m", "samples": 9, "tolerance": 1e-9}
+    report = rt.eigen.spectral_estimates(operator, 3, **given)
+    assert (report.method, report.reason) == ("dense", "the Lanczos vectors span everything")
+    assert (report.matrix, report.samples, report.percentile) == ("m", 9, 25)
+    assert report.products == report.pairs.products and len(report.largest) == 3
+    torch.testing.assert_close(report.spectrum.levels, levels.sort().values, rtol=1e-12, atol=0.0)
+    noise = report.pairs.round_off
+    assert noise == pytest.approx(0.25 * unit, rel=1e-9)
+    for number, own in ((report.trace, 0.75), (report.frobenius_norm, 0.5)):
+        for half in (number.high - number.value, number.value - number.low):
+            assert half == pytest.approx(own * unit + 6**0.5 * noise, rel=1e-9)
+    assert report.largest[0].high - report.largest[0].value == pytest.approx(noise, rel=1e-9)

@@ -151,11 +151,38 @@ def test_a_billion_eigenvalues_cost_no_more_than_two():
         _ = spectrum.eigenvalues
 
 
-def test_summary_is_ready_for_json(both):
-    spectrum, _ = both
-    summary = spectrum.summary()
+def test_summary_has_every_statistic_ready_for_json(both):
+    spectrum, expanded = both
+    sizes, summary = np.sort(np.abs(expanded)), spectrum.summary()
+    top, zero = sizes[-1], len(sizes) * EPS * sizes[-1]
+
+    def over(size):
+        return math.nan if top == 0 else math.inf if size <= zero else top / size
+
+    tenth, rank = np.percentile(sizes, 10), int((sizes > zero).sum())
+    wanted = {
+        "parameters": len(sizes), "largest": expanded[-1], "smallest": expanded[0],
+        "min_magnitude": sizes[0], "magnitude_percentile_10": tenth,
+        "condition_number": over(sizes[0]), "condition_number_10": over(tenth),
+        "condition_number_nonzero": over(sizes[len(sizes) - rank]) if rank else math.nan,
+        "index": (expanded < 0).mean(), "rank": rank, "nullity": len(sizes) - rank,
+        "zero_threshold": zero,
+    }  # fmt: skip
+    assert summary == {name: near(value) for name, value in wanted.items()}
     assert {type(value) for value in summary.values()} <= {int, float}
     assert json.loads(json.dumps(summary)).keys() == summary.keys()
+
+
+def test_the_error_of_a_matrix_is_added_to_that_of_a_solver():
+    spectrum = Spectrum.of([-1.0, 4.0], [2, 3], error=0.25)
+    assert spectrum.zero_threshold == near(0.25 + 5 * EPS * 4)
+    assert spectrum.resolution == near(spectrum.zero_threshold / 4)
+    assert Spectrum.of([0.0], error=0.25).resolution is Spectrum.of([1.0]).resolution is None
+    lines = [line.split() for line in str(spectrum).splitlines()]
+    assert " ".join(lines[0]) == (
+        "Spectrum, P = 5: λ in [-1, 4], rank 5, condition number 4, share below zero 0.4"
+    )
+    assert lines[1:] == [["eigenvalue", "multiplicity"], ["-1", "2"], ["4", "3"]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -11,12 +13,20 @@ from test_lanczos import grown
 
 import resid_theory as rt
 from resid_theory.curvature.rounding import asymmetry
+from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.convergence import SearchState
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import clusters
 from resid_theory.eigen.gauss_rules import radau_rule
 from resid_theory.eigen.implicit_deflation import ProbeMeasure, without_resolved
-from resid_theory.eigen.krylov import _SURE, Ritz, product_rounding
+from resid_theory.eigen.krylov import (
+    _SURE,
+    Ritz,
+    check_symmetric,
+    coefficient_noise,
+    product_rounding,
+)
+from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.operator_log import RecordedOperator
 from resid_theory.eigen.ritz_bounds import Goal
 from resid_theory.eigen.spectrum_report import _condition_number, _verified
@@ -436,3 +446,228 @@ def test_an_interval_of_a_share_holds_what_errors_may_move(place):
 def test_a_place_on_a_node_is_no_second_node():
     nodes, weights = radau_rule(torch.tensor([2.0]), torch.tensor([0.5]), 2.0)
     assert (nodes.tolist(), weights.tolist()) == ([2.0], [1.0])
+
+
+# -- the search for an edge, with chances that are told --------------------------------------------
+
+
+class Told(Certificate):
+    """A certificate with given chances, by position and Ritz value."""
+
+    def missed_at(self, position, *, near=None):
+        return self.chance(position, near)
+
+
+def told(values, chance):
+    ladder = torch.cat([torch.diag(torch.tensor(values).double()), torch.zeros(1, len(values))])
+    found = Told(dimension=900, draws=1, ladder=ladder, noise=1e-6)
+    object.__setattr__(found, "chance", chance)
+    return found
+
+
+RITZ = [-3.0, 1.0, 2.0, 5.0]
+
+
+def edge_by_walking(threshold, inner):
+    """From far outside past one Ritz value after another, then bisected to a 64th of a gap."""
+    stops = [value for value in reversed(RITZ) if value > inner] + [inner]
+    found, stop = next(x for k in range(9) if (x := 5 + 5 * 2**k) >= threshold), stops[0]
+    for outer, next_one in pairwise(stops):
+        if (outer + next_one) / 2 < threshold:
+            break
+        found, stop = (outer + next_one) / 2, next_one
+    step = found - stop
+    while step > 1e-6 and stop + step / 2 >= threshold:
+        step /= 2
+    if step <= 1e-6:
+        return stop
+    return min(x for k in range(33, 65) if (x := stop + step * k / 64) >= threshold)
+
+
+@pytest.mark.parametrize("inner", [-math.inf, 0.0, 1.6])
+@pytest.mark.parametrize("threshold", [30.1, 10.0, 7.3, 3.6, 3.4, 1.7, 0.3, -0.8, -1.1, -9.0])
+def test_the_edge_is_as_far_inside_as_nothing_is_missed(threshold, inner):
+    run = told(RITZ, lambda x, near: float(near is None and x < threshold) * 0.2)
+    mirrored = told([-x for x in RITZ], lambda x, near: float(near is None and -x < threshold))
+    if math.isinf(inner) and threshold < -1:
+        inner = -7.0
+    expected = edge_by_walking(threshold, inner)
+    assert run.edge(1, 0.19, inner=inner) == pytest.approx(expected, rel=1e-12)
+    assert mirrored.edge(-1, 0.19, inner=-inner) == pytest.approx(-expected, rel=1e-12)
+    assert run.edge(1, 0.2, inner=0.5) == 0.5  # a chance that is accepted
+
+
+@pytest.mark.parametrize(
+    ("place", "near", "edge"),
+    [(5.0, 3, 5.0), (2.0, 2, 2.0), (3.5, 3, 2.0), (3.5, 2, 2.0), (1.5, 1, 1.0), (1.5, 2, 1.0)],
+)
+def test_the_edge_passes_no_value_that_may_have_a_copy(place, near, edge):
+    run = told(RITZ, lambda x, beside: float((x, beside) == (place, near)))
+    assert run.edge(1, 0.5, inner=-2.0) == edge
+    assert told(RITZ, lambda x, near: 0.0).edge(1, 0.5, inner=-2.0) == -2.0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_value_or_a_copy_may_be_missed_at_ritz_values_and_between_them(sign):
+    asked = {(sign * 0.5, None)} | {
+        (sign * x, near if sign > 0 else 3 - near)
+        for x, near in [(1, 1), (2, 2), (5, 3), (1.5, 1), (1.5, 2), (3.5, 2), (3.5, 3)]
+    }
+    for worst in asked:
+        seen = set()
+
+        def chance(x, near, worst=worst, seen=seen):
+            seen.add((x, near))
+            return 0.7 if (x, near) == worst else 0.1
+
+        run = told([sign * x for x in RITZ], chance)
+        assert run.missed_beyond(sign * 0.5, sign) == 0.7 and seen == asked
+
+
+def test_the_innermost_edge_is_not_inside_what_was_found_or_sought(monkeypatch):
+    asked = []
+
+    def edge(sign, missed, *, inner):
+        asked.append((sign, missed, inner))
+        return sign * 4.5
+
+    run = SimpleNamespace(edge=edge)
+    monkeypatch.setattr(SearchState, "missed", 1e-3)
+    state = searched("both", [3, 0], [-4.0, 1.0, 3.0, 5.0], edges={1: 4.2}, certificate=run)
+    assert (state._innermost(1), state._innermost(-1)) == (4.2, -4.5)
+    assert asked == [(1, 1e-3, 3.0), (-1, 1e-3, 1.0)]
+    assert replace(state, edges={1: 4.7})._innermost(1) == 4.5
+    assert replace(state, certificate=None)._innermost(1) == math.inf
+    every = searched("both", [1, 0], [-4.0, 1.0], certificate=run)
+    assert every._innermost(1) == 4.5 and asked[-1] == (1, 1e-3, -4.0)
+    monkeypatch.setattr(SearchState, "missed", 1.1e-3)
+    assert (state._innermost(1), state._innermost(-1)) == (math.inf, -math.inf)
+
+
+def test_chances_at_both_ends_add_up_to_one_at_most():
+    run = SimpleNamespace()
+    state = searched("both", [1, 0], [-4.0, 1.0], edges={1: 2.0, -1: -5.0}, certificate=run)
+    for large in (0.3, 0.8):
+        chance = {(2.0, 1): large, (-5.0, -1): 0.4}
+        found = state._total(lambda run, edge, sign, c=chance: c[edge, sign])
+        assert found == pytest.approx(min(1.0, large + 0.4))
+    assert replace(state, edges={}).missed == replace(state, certificate=None).missed_apart == 1.0
+
+
+@pytest.mark.parametrize("kind", ["exact", "single", "asymmetric"])
+def test_targets_are_relative_to_a_hundredth_of_the_largest_or_rounding(kind, generator):
+    levels = torch.cat([torch.linspace(-0.004, 0.004, 60), torch.tensor([9.0, 0.05])])
+    matrix = torch.diag(levels).to(torch.float32 if kind == "single" else torch.float64)
+    if kind == "asymmetric":
+        matrix = matrix + 1e-5 * torch.randn(62, 62, generator=generator).triu(1)
+    krylov = grown(matrix, 3, 9, 0)
+    for tolerance in (1e-2, 1e-15):
+        goal = Goal(which="largest", k=3, tolerance=tolerance)
+        state = SearchState.after(krylov, goal, {}, first=False)
+        values = krylov.ritz().values.flip(0)[:3]
+        floor = 3 * krylov.ritz().noise + 2 * krylov.asymmetry
+        wanted = [max(tolerance * max(abs(x), 0.01 * krylov.scale), floor) for x in values.tolist()]
+        assert state.targets.tolist() == pytest.approx(wanted, rel=1e-12)
+        assert (state.found, state.edges, state.certificate) == (27, {}, None)
+    assert state.targets[0] == floor
+    above = SearchState.after(krylov, goal, {1: 0.04, -1: -0.5}, first=False)
+    assert above.found == 2 and above.certificate.draws == 3
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 50), (torch.float32, 40_000)])
+def test_rounding_of_a_product_is_that_of_its_sums_or_what_it_shows(dtype, size):
+    A = SimpleNamespace(shape=(size, size), dtype=dtype, device="cpu")
+    with RecordedOperator(A) as operator:
+        usual = torch.finfo(dtype).eps * (10 + min(size**0.5, 100)) * 3.0
+        assert product_rounding(operator, 3.0) == pytest.approx(usual, rel=1e-12)
+        for count, pairs in ((0, 1), (1, 1), (2, 2), (5, 20)):
+            shown = 10 * 0.2 * (2 * size / pairs) ** 0.5
+            assert product_rounding(operator, 3.0, 0.2, count) == pytest.approx(shown, rel=1e-12)
+        assert coefficient_noise(operator, 0.7) == pytest.approx(7 / size**0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1e-4), (torch.float32, 1e-2)])
+@pytest.mark.parametrize("frobenius", [0.0, 0.5])
+def test_asymmetry_beyond_a_share_of_the_norm_and_the_error_is_refused(dtype, share, frobenius):
+    error = MatrixError(spectral=9.0, frobenius=frobenius, trace=9.0)
+    A = SimpleNamespace(shape=(9, 9), dtype=dtype, device="cpu", error=error)
+    with RecordedOperator(A) as operator:
+        limit = share * 30.0 + frobenius
+        check_symmetric(operator, 0.999 * limit, 30.0)
+        operator.unit = 4.0  # errors are told in it
+        with pytest.raises(ValueError) as refused:
+            check_symmetric(operator, 1.001 * limit, 30.0)
+        assert str(refused.value) == (
+            f"A: is not symmetric: <u, A v> and <v, A u> differ by {4.004 * limit:.2g}, A has norm "
+            "1.2e+02; a product that changes from call to call (shuffled data, dropout, TF32) is "
+            "the usual cause; needs a symmetric operator (trace and frobenius_norm take any)"
+        )
+
+
+def spread_density():
+    """Three probes whose nodes stand for single levels here and for many there."""
+    links = torch.tensor([[0.3, 0.9, 0.8, 0.7], [0.2, 0.1, 0.1, 1e-4], [1.0, 0.9, 1.1, 0.6]])
+    return replace(density(complete=False), links=links.double())
+
+
+def test_mass_between_nodes_that_stand_for_many_is_spread_evenly():
+    found, grid = spread_density(), torch.tensor([-4.0, -3, -1.9, -1.2, 0.2, 0.95, 1.0, 3.9, 6, 7])
+    grid, spreads = grid.double(), 0
+    shares = []
+    for k in range(3):
+        row, weights, links = found.nodes[k].tolist(), WEIGHTS[k].tolist(), found.links[k].tolist()
+        matrix = np.diag(NODES[k].numpy()) + np.diag(links[:3], 1) + np.diag(links[:3], -1)
+        residuals = links[3] * abs(np.linalg.eigh(matrix)[1][-1])
+        gaps = [math.inf, *np.diff(row), math.inf]
+        many = [r > 0.05 * min(gaps[i : i + 2]) for i, r in enumerate(residuals)]
+        share = sum(w * (row[i] <= grid) for i, w in enumerate(weights))
+        for i in range(3):
+            if many[i] and many[i + 1]:  # half of the lighter one's mass comes from either
+                mass, spreads = min(weights[i : i + 2]), spreads + 1
+                ramp = ((grid - row[i]) / (row[i + 1] - row[i])).clamp(0, 1)
+                share = share + mass * (ramp - (row[i] <= grid) / 2 - (row[i + 1] <= grid) / 2)
+        shares.append(share)
+    assert 0 < spreads < 9
+    shares = torch.stack(shares)
+    known = sum((v <= grid) / SIZE for v in KNOWN)
+    curve = found.cumulative(grid)
+    torch.testing.assert_close(curve.values, SHARE * shares.mean(0) + known)
+    torch.testing.assert_close(curve.standard_errors, SHARE * shares.std(0) / math.sqrt(3))
+    assert curve.width == 0.0 and torch.equal(curve.grid, grid)
+    turned = found.cumulative(grid.flip(0))
+    assert torch.equal(turned.values.flip(0), curve.values)
+
+
+def test_a_density_lists_nodes_and_known_values_with_their_shares():
+    frame = density().frame()
+    assert frame["probe"].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [-1] * 2
+    assert frame["eigenvalue"].tolist() == [*NODES.flatten().tolist(), *KNOWN]
+    wanted = [*(0.3 * WEIGHTS).flatten().tolist(), 0.05, 0.05]  # 18 of 20 by three probes
+    assert frame["share"].tolist() == pytest.approx(wanted)
+    assert str(density()).splitlines()[0] == (
+        "Density of P = 20 eigenvalues: 3 probes of 4 nodes, 2 known ones, 12 products"
+    )
+    for level in (0.01, 0.1, 0.5, 0.9, 0.99):
+        assert f"quantile {level:g}" in str(density())
+        assert str(density().quantile(level)) in str(density())
+    assert density().shown()["value"][-1] == str(density().negative_share)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "half"),
+    [
+        ([[-4.0, -1.0, 9.0]], [[0.3, 0.3, 0.4]], 1.5),
+        ([[1.0, 3.0, 9.0]], [[0.3, 0.3, 0.4]], 1.0),  # at either end one neighbour
+        ([[-9.0, -3.0, -1.0]], [[0.3, 0.3, 0.4]], 1.0),
+        ([[-4.0, 1.0, 9.0, 9.0]], [[0.5, 0.5, 0.0, 0.0]], 2.5),  # two nodes are none
+        ([[2.0, 2.0]], [[1.0, 0.0]], 0.125),
+        ([[-4.0, 1.0], [0.0, 1.0], [0.0, 3.0], [0.0, 2.0]], [[0.5, 0.5]] * 4, 1.5),  # of four
+    ],
+    ids=["inside", "first", "last", "fewer", "one", "probes"],
+)
+def test_the_resolution_is_the_median_over_probes(nodes, weights, half):
+    nodes, weights = (torch.tensor(x, dtype=torch.float64) for x in (nodes, weights))
+    found = replace(density(complete=False), nodes=nodes, weights=weights, round_off=0.125,
+                    complete=torch.zeros(len(nodes), dtype=torch.bool))  # fmt: skip
+    assert found.resolution == half
+    assert replace(found, round_off=8.0).resolution == 8.0

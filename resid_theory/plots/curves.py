@@ -45,7 +45,8 @@ def by_depth(
     for number, (net, values) in enumerate(measured.items()):
         color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
         ax.plot(layers, _drawable(values), marker, color=color, markersize=7, label=net)
-        ax.plot(layers, _drawable(lines.get(net, [math.nan] * len(layers))), color=color)
+        if net in lines:
+            ax.plot(layers, _drawable(lines[net]), color=color)
     ax.set(xscale="log", yscale="log", xlabel="weight layers", ylabel=ylabel)
     ax.set_xticks(list(layers), [str(count) for count in layers])
     ax.minorticks_off()
