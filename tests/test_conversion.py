@@ -252,14 +252,79 @@ def test_a_record_names_every_layer():
 @pytest.mark.parametrize("convert", [rt.to_plain, rt.fold, rt.to_residual])
 def test_a_copy_comes_with_a_warning(convert):
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 3))
-    with pytest.warns(NothingConverted, match=f"{convert.__name__}: nothing was converted"):
+    with pytest.warns(NothingConverted, match=f"{convert.__name__}: nothing was conv") as caught:
         new = convert(net)
+    assert [warning.filename for warning in caught] == [__file__]
     record = rt.conversion(new)
     assert not record.converted and set(record.left) == {"0", "1", "2"}
     if convert is rt.to_residual:
         assert "2 outputs for 3 inputs" in record.left["1"]
     with pytest.raises(ValueError, match="Sequential without a record"):
         rt.conversion(net)
+
+
+PLAIN_CONV, NO_NORM = "carries no identity", "has an ordinary weight and no BatchNorm behind it"
+RESIDUAL, BESIDE = ("Conv2d", "Conv2d with ResidualWeight"), "is not under a shortcut"
+RECORDS = {
+    "fold": (
+        lambda: rt.fold(rt.diracnet(10).eval()),
+        {"conv0": ("Conv2d, BatchNorm2d", "Conv2d"),
+         **{f"conv{n}": ("Conv2d with DiracWeight, BatchNorm2d", "Conv2d") for n in range(1, 7)}},
+        {"fc": NO_NORM}, ["fold"],
+    ),
+    "fold plain": (
+        lambda: rt.fold(rt.to_plain(rt.diracnet(10).eval())),
+        {f"conv{n}": ("Conv2d, BatchNorm2d", "Conv2d") for n in range(7)}, {"fc": NO_NORM},
+        ["to_plain", "fold"],
+    ),
+    "to_plain": (
+        lambda: rt.to_plain(rt.full_net(8).eval()),
+        {f"block{n}": ("Block", "Sequential") for n in (1, 2, 3)},
+        {"conv0": PLAIN_CONV, "fc": PLAIN_CONV}, ["to_plain"],
+    ),
+    "to_residual": (
+        lambda: rt.to_residual(rt.to_residual(rt.simplified_net(5), ["conv1"])),
+        {"conv2": RESIDUAL, "conv3": RESIDUAL},
+        {"conv1": "is residual already", "conv0": BESIDE, "fc": BESIDE}, None,
+    ),
+    "to_residual beside": (
+        lambda: rt.to_residual(rt.simplified_net(5), explicit=True),
+        {f"conv{n}": ("Conv2d", "AddIdentity of Conv2d") for n in (1, 2, 3)},
+        {"conv0": BESIDE, "fc": BESIDE}, None,
+    ),
+    "to_residual own": (
+        lambda: rt.to_residual(nn.Sequential(*(nn.Linear(n, n) for n in (3, 3, 3, 3)))),
+        {n: ("Linear", "Linear with ResidualWeight") for n in "12"},
+        {n: "is the first or last layer" for n in "03"}, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_are_complete(name):
+    make, converted, left, then = RECORDS[name]
+    net = make()
+    record = rt.conversion(net)
+    assert (record.call, record.converted, record.left) == (name.split()[0], converted, left)
+    assert getattr(net, "architecture", {}).get("then") == then
+    title = f"{record.call}: {len(converted)} converted, {len(left)} left"
+    rows, kinds = [*converted.values()], [*dict.fromkeys(converted.values())]
+    assert record.title == title and record.table() == {
+        "module": [*converted], "was": tuple(was for was, _ in rows),
+        "became": tuple(became for _, became in rows),
+    }  # fmt: skip
+    assert record.shown() == {
+        "modules": [rows.count(kind) for kind in kinds], "was": tuple(was for was, _ in kinds),
+        "became": tuple(became for _, became in kinds),
+    }  # fmt: skip
+
+
+def test_a_record_of_nothing():
+    with pytest.warns(NothingConverted):
+        record = rt.conversion(rt.to_plain(nn.Linear(2, 2)))
+    assert record.title == "to_plain: 0 converted, 1 left" and record.left == {"": PLAIN_CONV}
+    assert record.table() == {"module": [], "was": (), "became": ()}
+    assert record.shown() == {"modules": [], "was": (), "became": ()}
 
 
 def test_other_rules_give_the_same_function():
@@ -294,6 +359,14 @@ def test_tied_layers_stay_tied(convert):
     assert unique(back) == unique(net) and sorted(back.state_dict()) == sorted(net.state_dict())
     x = torch.randn(3, WIDTH)
     assert max(relative_error(each(x), net(x)) for each in (new, back)) < TOLERANCE
+
+
+def test_one_layer_beside_two_identities_is_one_weight():
+    one, x = nn.Linear(WIDTH, WIDTH), torch.randn(3, WIDTH)
+    net = nn.Sequential(AddIdentity(one), nn.Tanh(), AddIdentity(one))
+    new, inner = rt.to_plain(net), (one(x) + x).tanh()
+    assert relative_error(new(x), one(inner) + inner) < TOLERANCE
+    assert new[0].weight is new[2].weight
 
 
 def test_ties_that_no_plain_net_can_keep():

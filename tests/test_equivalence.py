@@ -361,11 +361,13 @@ CHAIN = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.
 def test_folded_nets(generator, name):
     size = 64 if name == "ImageNet" else 16
     net = scatter_statistics(FOLDABLE[name](), generator, size)
+    x = images(generator, size=size)
+    torch.set_default_dtype(torch.float32)  # of which a net in float64 takes no notice
     folded = rt.fold(net)
     leaves = [m for m in folded.modules() if not list(m.children())]
     assert {type(m) for m in leaves} <= set(CHAIN)
     assert not any("parametrizations" in key for key in folded.state_dict())
-    gap = rt.check_equivalence(net, folded, images(generator, size=size))
+    gap = rt.check_equivalence(net, folded, x)
     assert gap.outputs > 0 or name == "simplified"
     assert gap.largest < SAME
 
@@ -375,6 +377,21 @@ def test_folding_depth_100_in_float32(generator):
     net = scatter_statistics(rt.diracnet(100), generator)
     gap = rt.check_equivalence(net, rt.fold(net), images(generator))
     assert 0 < gap.outputs < FLOAT32
+
+
+def test_folded_weights_are_computed_in_float64_and_rounded_once(generator):
+    torch.set_default_dtype(torch.float32)
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    for tensor in (norm.running_var, norm.weight, norm.bias, norm.running_mean):
+        nn.init.uniform_(tensor, 0.3, 3, generator=generator)
+    new = rt.fold(nn.Sequential(conv, norm).eval())[0]
+    W, b, gamma, beta, mean, variance = (
+        t.detach().double() for t in (conv.weight, conv.bias, norm.weight, norm.bias,
+                                      norm.running_mean, norm.running_var)
+    )  # fmt: skip
+    scale = gamma / (variance + norm.eps).sqrt()
+    assert torch.equal(new.weight, (scale[:, None, None, None] * W).float())
+    assert torch.equal(new.bias, (scale * (b - mean) + beta).float())
 
 
 def test_blocks_fold_inside(generator):
@@ -407,12 +424,13 @@ def test_other_layers_fold(generator, bias, affine):
 
 @pytest.mark.parametrize("doubling", ["pad", "dup", "proj"])
 def test_two_conv_blocks_widen(generator, doubling):
-    net = scatter_statistics(rt.full_net(14, doubling=doubling), generator)
+    net, x = scatter_statistics(rt.full_net(14, doubling=doubling), generator), images(generator)
+    torch.set_default_dtype(torch.float32)  # of which a net in float64 takes no notice
     plain = rt.to_plain(net)
     assert len(plain) == len(net) and not any(isinstance(m, Block) for m in plain.modules())
     assert plain.block1.conv1.out_channels == 16 + 16  # C_mid + C
     assert plain.block3.conv2.in_channels == 32 + 16
-    assert rt.check_equivalence(net, plain, images(generator)).largest < SAME
+    assert rt.check_equivalence(net, plain, x).largest < SAME
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -505,6 +523,16 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Twice(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return 2 * super()._conv_forward(x, weight, bias)
+
+
+def with_forward(module):
+    module.forward = lambda x: x
+    return module
+
+
 def two_convs():
     return Block(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)))
 
@@ -548,6 +576,14 @@ def tied():
          "'0' is made by hooks"),
         (lambda: rt.fold(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(30, 30)))),
          "'0' changes whenever it is read"),
+        (lambda: rt.fold(rt.full_net(8)[3:]), "^net: 'block1.branch.bn1' uses the statistics of"),
+        (lambda: rt.fold(normed(with_forward(nn.Linear(2, 2)))),
+         "^net: layer '0' in front of the BatchNorm '1' is a Linear, which has a forward of its"
+         " own, needs that of nn.Linear \\("),
+        (lambda: rt.fold(nn.Sequential(Twice(1, 1, 1), nn.BatchNorm2d(1)).eval()),
+         "is a Twice, which has a forward of its own, needs that of nn.Conv2d \\("),
+        (lambda: rt.to_plain(nn.Sequential(with_forward(Block(nn.Linear(2, 2))))),
+         "^net: '0' is a Block with a forward of its own, needs that of Block$"),
         (lambda: rt.fold("net"), "got str, needs a torch.nn.Module"),
         (lambda: rt.to_plain(used_twice()), "block '1.0' .* input that may be negative"),
         (lambda: rt.to_plain(sign_lost()), "input that may be negative"),

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 import resid_theory as rt
 from resid_theory.equivalence import Gap
+from resid_theory.identity import AddIdentity, with_identity
 
 WIDTH = 3
 
@@ -175,19 +176,39 @@ def test_round_off_of_a_gradient_that_cancels_is_no_difference():
     assert gap.by_parameter["0.weight"] > 0.1  # in another order
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_relu_that_round_off_switches_is_noted(dtype):
-    net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 1)).to(dtype)
-    with torch.no_grad():
-        net[0].weight.copy_(torch.tensor([[1.0, -1.0]]))
-    moved = copy.deepcopy(net)
-    with torch.no_grad():
-        moved[0].weight[0, 0] += 1e-6
-    x = torch.ones(3, 2, dtype=dtype)  # the unit is at its kink
-    gap = rt.check_equivalence(net, moved, x)
-    assert gap.input_gradient >= 1
-    noted = any("may switch ReLUs" in note for note in gap.notes)
-    assert noted == (dtype == torch.float32)
+class AtKink(nn.Module):
+    """A ReLU at its kink in one dtype, and a factor in another."""
+
+    def __init__(self, dtype, other, shift=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1 + shift, -1.0]], dtype=dtype))
+        self.factor = nn.Parameter(torch.ones(1, dtype=other))
+        self.number = nn.Parameter(torch.ones(1, dtype=torch.int64), requires_grad=False)
+
+    def forward(self, x):
+        return 1 + (x.to(self.weight.dtype) @ self.weight.T).relu() * self.factor
+
+
+SINGLE, DOUBLE = torch.float32, torch.float64
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "shift", "noted"),
+    [((SINGLE, SINGLE), 1.1e-4, True), ((SINGLE, SINGLE), 1.4e-4, False),
+     ((SINGLE, DOUBLE), 1e-6, True), ((DOUBLE, SINGLE), 1e-6, True),
+     ((DOUBLE, DOUBLE), 1e-14, False), ((DOUBLE, DOUBLE), 1e-6, False)],
+    ids=str,
+)  # fmt: skip
+def test_a_relu_that_round_off_switches_is_noted(dtypes, shift, noted):
+    gap = rt.check_equivalence(AtKink(*dtypes), AtKink(*dtypes, shift), torch.ones(3, 2).float())
+    assert gap.input_gradient >= 1 and gap.outputs == pytest.approx(shift, rel=0.1)
+    words = (
+        "outputs agree within round-off of torch.float32, which may switch ReLUs and so change "
+        "gradients; nets in float64 (.double()) tell that from a difference"
+    )
+    assert [note for note in gap.notes if "switch" in note] == [words] * noted
+    same = rt.check_equivalence(AtKink(*dtypes), AtKink(*dtypes), torch.ones(3, 2))
+    assert not any("switch" in note for note in same.notes)
 
 
 def test_inputs_that_a_net_does_not_take_are_refused():
@@ -203,7 +224,8 @@ def test_a_gap_hides_no_nan():
     broken = copy.deepcopy(net)
     with torch.no_grad():
         broken.bias[0] = torch.nan
-    assert rt.check_equivalence(net, broken, torch.ones(1, 2)).largest == float("inf")
+    for pair in ((net, broken), (broken, net)):
+        assert rt.check_equivalence(*pair, torch.ones(1, 2)).largest == float("inf")
 
 
 class Symmetric(nn.Module):
@@ -232,4 +254,143 @@ def test_the_gap_is_the_same_wherever_the_caller_stands(mode):
     plain = rt.to_plain(net)
     outside = rt.check_equivalence(net, plain, x)
     with mode():
-        assert rt.check_equivalence(net, plain, x).largest == outside.largest
+        for given in (x, torch.ones(1, 3, 8, 8)):
+            assert rt.check_equivalence(net, plain, given).largest == outside.largest
+
+
+class Chain(nn.Module):
+    """Two layers, the first in a form, and their output beside its square."""
+
+    def __init__(self, form, factor=1.0):
+        super().__init__()
+        first, self.last, self.unread = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(1, 1)
+        for number, p in enumerate((first.weight, *self.last.parameters(), first.bias)):
+            nn.init.normal_(p, 0, 0.5, generator=torch.Generator().manual_seed(number))
+            p.data *= factor
+        forms = {"residual": lambda m: with_identity(m, "residual"), "plain": lambda m: m}
+        self.first = {"explicit": AddIdentity, **forms}[form](first)
+        if form == "explicit":
+            self.first.layer.weight.data -= torch.eye(4)
+
+    def forward(self, x):
+        y = self.last(self.first(x).tanh_())
+        return {"y": y, "square": [y.square(), None]}
+
+
+def summed(output, target):
+    return ((output["y"] - target) ** 2).sum(1).mean() + output["square"][0].mean()
+
+
+def by_hand(factor, x, y):
+    """The two outputs of a chain of that factor, the gradients of its loss, at x and the rest."""
+    net = Chain("plain", factor)
+    tensors = {name: p.detach() for name, p in net.named_parameters() if "unread" not in name}
+    return derived(tensors, x, y)
+
+
+def derived(tensors, x, y):
+    leaves = [t.clone().requires_grad_() for t in (x, *tensors.values())]
+    V, c, W, b = leaves[1:]
+    out = (leaves[0] @ W.T + b).tanh() @ V.T + c
+    loss = ((out - y) ** 2).sum() / len(x) + (out**2).sum() / out.numel()
+    at_x, *rest = torch.autograd.grad(loss, leaves)
+    return [out.detach(), out.detach() ** 2], at_x, dict(zip(tensors, rest, strict=True))
+
+
+def stepped(factor, batches, steps, pull):
+    """Weights after each step of SGD, whose decay pulls the first layer to a multiple of I."""
+    tensors, found = dict(Chain("plain", factor).named_parameters()), []
+    tensors = {name: t.detach().clone() for name, t in tensors.items()}
+    read = {name: t for name, t in tensors.items() if "unread" not in name}
+    for step in range(steps):
+        _, _, gradients = derived(read, *batches[step % len(batches)])
+        for name, gradient in gradients.items():
+            aim = pull * torch.eye(4) if name == "first.weight" else 0
+            read[name] -= 0.1 * (gradient + 0.3 * (read[name] - aim))
+        found.append(torch.cat([t.flatten() for t in read.values()]))
+    return found
+
+
+@pytest.mark.parametrize("correct", [True, False], ids=["corrected", "free"])
+@pytest.mark.parametrize("form", ["plain", "residual", "explicit"])
+def test_all_numbers_of_a_gap_by_hand(form, correct):
+    sizes, steps, factor = (3, 1, 2), 4, 1.25
+    batches = [(torch.randn(n, 4) * n, torch.randn(n, 2)) for n in sizes]
+    nets = [Chain(form), Chain("plain", factor)]
+    nets[1].unread.load_state_dict(nets[0].unread.state_dict())
+    gap = rt.check_equivalence(
+        *nets, batches, loss=summed, steps=steps, correct=correct,
+        optimizer=lambda p: torch.optim.SGD([q for q in p if q.numel() > 1], 0.1, weight_decay=0.3),
+    )  # fmt: skip
+    one, other = ([by_hand(each, *batch) for batch in batches] for each in (1.0, factor))
+
+    def relative(pairs):
+        pairs = [*pairs]
+        return max(float((a - b).abs().max()) for a, b in pairs) / max(
+            float(a.abs().max()) for a, _ in pairs
+        )
+
+    both = [*zip(one, other, strict=True)]
+    outputs = {name: relative((a[0][n], b[0][n]) for a, b in both)
+               for n, name in enumerate(("y", "square[0]"))}  # fmt: skip
+    sums = [{name: sum(n * each[2][name] for n, each in zip(sizes, some, strict=True))
+             for name in some[0][2]} for some in (one, other)]  # fmt: skip
+    gradients = {name: relative([(sums[0][name], sums[1][name])]) for name in sums[0]}
+    pulls = [0.0 if correct or form == "plain" else 1.0, 0.0]
+    paths = [stepped(each, batches, steps, pull)
+             for each, pull in zip((1.0, factor), pulls, strict=True)]  # fmt: skip
+    unread = float(max(p.detach().abs().max() for p in nets[0].unread.parameters()))
+    drift = [float((a - b).abs().max()) / max(unread, float(a.abs().max()))
+             for a, b in zip(*paths, strict=True)]  # fmt: skip
+    rows = {
+        **{("outputs", name): value for name, value in outputs.items()},
+        ("outputs", "square[1]"): 0.0,
+        ("input gradient", ""): relative((a[1], b[1]) for a, b in both),
+        **{("gradients", name): value for name, value in gradients.items()},
+        **{("gradients", f"unread.{word}"): 0.0 for word in ("weight", "bias")},
+        **{("weights", f"step {n}"): value for n, value in enumerate(drift, 1)},
+    }
+    table = gap.table()
+    found = {(q, at): d for q, at, d in zip(*table.values(), strict=True)}
+    assert [*table] == ["quantity", "at", "difference"]
+    assert found == pytest.approx(rows, rel=round_off(1000)) and len(table["at"]) == len(rows)
+    assert gap.outputs == max(gap.by_output.values()) == max(found["outputs", n] for n in outputs)
+    assert gap.gradients == max(gap.by_parameter.values()) and gap.steps.dtype == torch.float64
+    largest = {}
+    for (quantity, at), value in sorted(found.items(), key=lambda item: item[1]):
+        largest[quantity] = at, value
+    kinds = ["outputs", "input gradient", "gradients", "weights"]
+    assert gap.shown() == {
+        "quantity": kinds, "largest": [largest[kind][1] for kind in kinds],
+        "at": [largest[kind][0] for kind in kinds],
+    }  # fmt: skip
+    assert gap.largest == max(found.values()) and gap.notes == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("roundings", [0.9e3, 1.1e3])
+def test_a_thousand_roundings_of_the_largest_number_are_no_difference(dtype, roundings):
+    apart = roundings * torch.finfo(dtype).eps
+    one, other, x = pair(lambda y: {"small": 0 * y[0] + 1e-20, "large": y * 0 + 4}, 0.0)
+    one, other, x = one.to(dtype), other.to(dtype), x.to(dtype)
+    other.form = lambda y: {"small": 0 * y[0] + 4 * apart, "large": y * 0 + 4}
+    gap = rt.check_equivalence(one, other, x, loss=lambda output, _: output.sum())
+    expected = apart if roundings < 1e3 else apart * 4e20
+    assert gap.by_output == {"small": pytest.approx(expected, rel=1e-6), "large": 0.0}
+    other.form = lambda y: {"small": 0 * y[0] + 1e-20, "large": (y * 0 + 4).double()}
+    gap = rt.check_equivalence(one, other, x, loss=lambda output, _: output.sum())
+    assert gap.largest == 0
+    one.form, other.form = lambda y: 0 * y, lambda y: 0 * y + 1e-3
+    assert rt.check_equivalence(one, other, x).outputs == float("inf")  # of nothing
+
+
+def test_precision_of_nets_of_two_dtypes_and_of_data():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, 2))
+    x = torch.randn(5, WIDTH)
+    before = x.clone()
+    gap = rt.check_equivalence(net, copy.deepcopy(net).float(), x)
+    # Sums of 3 products in float32; the targets are zeros and the gradients of the inputs alike.
+    assert 0 < gap.largest < 20 * torch.finfo(torch.float32).eps and torch.equal(x, before)
+    given = rt.check_equivalence(net, net, x.float().requires_grad_())
+    assert given.largest == 0 and len(given.notes) == 1 and "float32" in given.notes[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tolerances import assert_same, relative_error, round_off
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 import resid_theory as rt
 from resid_theory.identity import (
@@ -103,23 +103,55 @@ def test_option_a_pads_and_cuts_channels():
     assert identity_map(x, 1, rule="truncate").tolist() == [[[1.0, 2.0, 3.0, 4.0]]]
 
 
+OFF_GRID = (
+    "padding: got {} for a kernel side of 3 with dilation {}, which has no tap at the output's own "
+    "position; the identity needs a multiple of the dilation below {}, as padding={}"
+)
+
+
 @pytest.mark.parametrize(
     ("shape", "geometry", "says"),
     [
-        pytest.param((3, 3, 2, 3), {}, "kernel side of 2", id="even"),
-        pytest.param((3, 3, 3), {"padding": 1, "dilation": 2}, "as padding=2", id="off the grid"),
-        pytest.param((3, 3, 3), {"padding": 3}, "needs a multiple", id="beyond the kernel"),
-        pytest.param((5, 3, 3), {}, "5 outputs for 3 inputs; rule='repeat'", id="channels"),
-        pytest.param((6, 2, 3), {"groups": 4}, "does not divide 6", id="groups"),
-        pytest.param((3, 3, 3), {"padding": "sam"}, "did you mean 'same'", id="padding's name"),
-        pytest.param((3, 3, 3), {"padding": (1, 1)}, "each of 1 axes", id="axes"),
-        pytest.param((3,), {}, "needs \\(out, in", id="vector"),
-        pytest.param((3, 3), {"rule": "repaet"}, "did you mean 'repeat'", id="rule"),
+        ((3, 3, 2, 3), {}, "shape: got a kernel side of 2, which has no centre; the identity needs "
+         "odd sides"),
+        ((3, 3, 3), {"padding": 1, "dilation": 2}, OFF_GRID.format(1, 2, 6, 2)),
+        ((3, 3, 3), {"padding": 3}, OFF_GRID.format(3, 1, 3, 1)),
+        ((3, 3, 3), {"padding": -1}, OFF_GRID.format(-1, 1, 3, 1)),
+        ((5, 3, 3), {}, "shape: got 5 outputs for 3 inputs; rule='repeat' needs outputs that are a "
+         "multiple of the inputs, rule='truncate' takes any"),
+        ((10, 3, 3), {"groups": 2}, "shape: got 5 outputs for 3 inputs in each of 2 groups; "
+         "rule='repeat' needs outputs that are a multiple of the inputs, rule='truncate' takes "
+         "any"),
+        ((6, 2, 3), {"groups": 4}, "groups: got 4, which does not divide 6 outputs"),
+        ((3, 3, 3), {"padding": "sam"}, "padding: unknown name 'sam'; did you mean 'same'? "
+         "choose from 'same', 'valid'"),
+        ((3, 3, 3), {"padding": (1, 1)}, "padding: got (1, 1), needs a number for each of 1 axes"),
+        ((3, 3, 3), {"dilation": [2, 1]}, "dilation: got (2, 1), needs a number for each of 1 "
+         "axes"),
+        ((3,), {}, "shape: got (3,), needs (out, in, *kernel)"),
+        ((3, 3), {"rule": "repaet"}, "rule: unknown name 'repaet'; did you mean 'repeat'? "
+         "choose from 'repeat', 'truncate'"),
     ],
-)
+    ids=str,
+)  # fmt: skip
 def test_kernels_without_an_identity(shape, geometry, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError) as refusal:
         id_entries(shape, **geometry)
+    assert str(refusal.value) == says
+
+
+def test_where_kernels_and_entries_are():
+    with torch.device("meta"):  # which has no positions
+        assert {index.device.type for index in id_entries((4, 2, 3))} == {"cpu"}
+        assert identity_kernel((4, 2, 3)).is_meta
+        here = identity_kernel((4, 2, 3), device="cpu", dtype=torch.float32)
+    assert here.device.type == "cpu" and here.dtype == torch.float32 and int(here.sum()) == 4
+    kernel = identity_of(layer(outputs=6).to("meta", torch.float16))
+    assert kernel.is_meta and kernel.dtype == torch.float16 and kernel.shape == (6, 3, 3, 3)
+    x = torch.arange(24.0).view(1, 2, 3, 4)
+    assert_same(identity_map(x, 4, stride=(2, 3)), torch.cat([x[:, :, ::2, ::3]] * 2, 1))
+    with pytest.raises(ValueError, match=r"^stride: got \(2,\), needs a number for each of 2 axes"):
+        identity_map(x, 2, stride=(2,))
 
 
 @pytest.mark.parametrize(
@@ -297,6 +329,12 @@ def test_the_identity_goes_in_once():
         with_identity(layer(), "diract")
 
 
+def test_dense_outputs_are_shown():
+    parts = [rt.identity.DominantWeight(torch.eye(3), dense=dense) for dense in (0, 2)]
+    shown = [str(part) for part in parts]
+    assert shown == ["DominantWeight()", "DominantWeight(dense=2)"]
+
+
 def test_state_dicts_hold_what_is_trained():
     one, inner = with_identity(layer(), "dirac"), "parametrizations.weight"
     assert set(one.state_dict()) == {"bias", f"{inner}.original", f"{inner}.0.a", f"{inner}.0.b"}
@@ -460,8 +498,9 @@ def test_each_group_has_its_own_decay():
     assert_same(second.detach(), before[1])
 
 
+@pytest.mark.parametrize("by_name", [False, True], ids=["by place", "by name"])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.LBFGS])
-def test_a_closure_is_corrected_after_it_ran(kind):
+def test_a_closure_is_corrected_after_it_ran(kind, by_name):
     one, v, start = residual_linear()
     sgd = kind is torch.optim.SGD
     optimizer = kind([v], lr=1.0, **({"weight_decay": 0.1} if sgd else {}))
@@ -473,7 +512,9 @@ def test_a_closure_is_corrected_after_it_ran(kind):
         loss.backward()
         return loss
 
-    assert optimizer.step(closure) > 0
+    value = 0.5 * float((start + torch.eye(3)).square().sum())
+    given = ((), {"closure": closure}) if by_name else ((closure,), {})
+    assert float(optimizer.step(*given[0], **given[1]).detach()) == pytest.approx(value)
     expected = start - (1.1 if sgd else 1.0) * (start + torch.eye(3))  # L-BFGS: the minimum
     atol = round_off(5) if sgd else 1e-6  # its own tolerance on changes
     torch.testing.assert_close(v.detach(), expected, rtol=0, atol=atol)
@@ -513,3 +554,105 @@ def test_optimizers_that_are_refused():
     optimizer.grad_scale = torch.tensor(2.0)
     with pytest.raises(ValueError, match="scaler.unscale_"):
         optimizer.step()
+    plain = nn.Linear(2, 2)
+    IdDecay(optimizer := torch.optim.ASGD(plain.parameters()), plain)
+    optimizer.grad_scale = torch.tensor(2.0)
+    optimizer.step()  # nothing to correct
+
+
+# --- parts of a weight
+
+
+def made_by(*steps):
+    one = layer("linear")
+    for step in steps:
+        step(one)
+    return one
+
+
+def doubled(one):
+    parametrize.register_parametrization(one, "weight", Doubled())
+
+
+def residual(one):
+    with_identity(one, "residual")
+
+
+def cut(one):
+    held = getattr(one, "parametrizations", None)
+    prune.identity(*((one, "weight") if held is None else (held.weight, "original")))
+
+
+MADE = {
+    "hooks": [cut], "Doubled": [doubled], "Doubled, then Doubled": [doubled, doubled],
+    "ResidualWeight, then Doubled": [residual, doubled],
+    "hooks, then ResidualWeight": [residual, cut],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MADE)
+def test_weights_that_are_not_trained_say_what_makes_them(words):
+    for name, where in (("", "layer: its weight"), ("a.b", "net: the weight of layer 'a.b'")):
+        with pytest.raises(ValueError) as refusal:
+            trained_weight(made_by(*MADE[words]), name)
+        assert str(refusal.value) == (
+            f"{where} is made by {words}; needs a parameter, or an identity and nothing else: "
+            "to_plain makes one of it, parametrizations that follow the weight can be added later"
+        )
+
+
+class Nearly(nn.Module):
+    """Scales filters, and mixes a little of the others in."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        self.mixed = mixed
+
+    def forward(self, weight):
+        scale = torch.tensor([-2.0, 0.0, 3.0])[:, None]
+        return scale * weight + self.mixed * weight.flip(1)
+
+
+@pytest.mark.parametrize("mixed", [0.0, 1e-13])
+def test_what_follows_an_identity_may_scale_filters_and_no_more(mixed):
+    one = made_by(residual)
+    parametrize.register_parametrization(one, "weight", Nearly(mixed))
+    if mixed:
+        with pytest.raises(ValueError) as refusal:
+            identity_removed(one)
+        assert str(refusal.value) == (
+            "layer: its weight is made by ResidualWeight, then Nearly; what follows the identity "
+            "mixes entries, needs parametrizations that scale filters or set entries to zero"
+        )
+        return
+    v = one.parametrizations.weight.original.detach()
+    expected = torch.tensor([-2.0, 0.0, 3.0])[:, None] * v
+    torch.testing.assert_close(identity_removed(one), expected, rtol=round_off(2), atol=0)
+
+
+def test_a_weight_is_read_in_eval_mode_and_nothing_of_it_changes():
+    one = made_by(residual, nn.utils.parametrizations.spectral_norm).train()
+    norm = one.parametrizations.weight[1].eval()
+    one.parametrizations.weight[0].train()
+    weight, v = one.weight.detach(), one.parametrizations.weight.original.detach()
+    norm.train()
+    state = {name: value.clone() for name, value in one.state_dict().items()}
+    removed, factor = identity_removed(one), weight[0, 1] / v[0, 1]
+    torch.testing.assert_close(removed, v * factor, rtol=round_off(50), atol=0)
+    assert_same(dict(one.state_dict()), state)
+    assert all(module.training for module in one.modules())
+    assert not removed.requires_grad and not one.parametrizations.weight[0]._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("init", "std", "says"),
+    [("normal", math.inf, "std: got inf"), ("normal", math.nan, "std: got nan"), ("normal", 0, "")],
+)
+def test_deviations_are_finite_and_may_be_zero(init, std, says):
+    one = layer()
+    if says:
+        with pytest.raises(ValueError, match=says):
+            initialize_layer(one, init, std=std)
+    else:
+        initialize_layer(one, init, std=std)
+        assert not one.weight.any() and not one.bias.any()

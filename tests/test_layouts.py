@@ -677,7 +677,14 @@ PAIR = torch.eye(2)
             lambda: LayoutNet(2, torch.ones(2, 2), torch.ones(3), branch=2),
             "A: block 1 reads block 1",
         ),
-        (lambda: Layout([[EYE], [EYE, None, EYE]], [EYE, EYE, None]), "A: block 2 reads block 2"),
+        (
+            lambda: Layout([[EYE], [EYE, 0 * EYE, 0 * EYE, EYE], [EYE]], [EYE] * 4),
+            "^A: block 2 reads block 3, which is not before it; needs None there$",
+        ),
+        (
+            lambda: Layout(torch.tensor([[1, 0, 2.0], [0, 1, 3.0], [0, 0, 1]]), torch.ones(4)),
+            "^A: block 1 reads block 2, which is not before it; needs zeros above the diagonal$",
+        ),
         (lambda: Layout([[EYE], [EYE]], [EYE, EYE, None]), "maps from block 2: got widths"),
         (lambda: Layout([[EYE]], [EYE[:2], EYE]), r"a: got widths \[2, 3\]"),
         (lambda: Layout([[EYE]], [EYE]), "a: got 1 maps"),

@@ -80,7 +80,7 @@ def test_simplified_counts(depth, parameters, entries, dominant, identity):
 def test_dirac_counts(settings, parameters):
     with torch.device("meta"):  # shapes without draws: the widest net has 36 million weights
         net = rt.diracnet(**settings)
-    assert count(net) == parameters
+    assert count(net) == parameters and all(t.is_meta for t in net.state_dict().values())
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,8 @@ def test_dirac_counts(settings, parameters):
 )
 def test_counts_of_other_nets(make, parameters):
     with torch.device("meta"):
-        assert count(make()) == parameters
+        net = make()
+    assert count(net) == parameters and all(t.is_meta for t in net.state_dict().values())
 
 
 @pytest.mark.parametrize("identity", ["plain", "residual"])

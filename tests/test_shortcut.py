@@ -58,6 +58,28 @@ def test_the_page_names_the_initializations_that_there_are():
     ] == initializations_for("matrix")  # fmt: skip
 
 
+def test_the_record_holds_every_argument():
+    given = {
+        "width": 3, "blocks": 2, "shortcut_depth": 3, "pre": "relu", "mid": "tanh", "post": "sin",
+        "shortcut": False, "hidden": 4, "bias": True,
+    }  # fmt: skip
+    assert rt.ShortcutNet(**given).architecture == {"builder": "ShortcutNet", "arguments": given}
+    plain = dict.fromkeys(("pre", "mid", "post", "hidden")) | {"shortcut": True, "bias": False}
+    plain |= {"width": 3, "blocks": 2, "shortcut_depth": 1}
+    assert rt.ShortcutNet(3, 2, 1).architecture == {"builder": "ShortcutNet", "arguments": plain}
+    for name in ("pre", "mid", "post"):
+        assert not hasattr(rt.ShortcutNet(3, 2, 2, **{name: torch.sin}), "architecture")
+
+
+@pytest.mark.parametrize("hidden", [None, 4])
+def test_all_parameters_are_where_they_are_wanted(hidden):
+    options = {"hidden": hidden, "bias": True}
+    net = rt.ShortcutNet(3, 2, 2, device="meta", dtype=torch.float32, **options)
+    assert {(p.device.type, p.dtype) for p in net.parameters()} == {("meta", torch.float32)}
+    with torch.device("meta"):
+        assert all(p.is_meta for p in rt.ShortcutNet(3, 2, 2, **options).parameters())
+
+
 def test_rectangular_matrices():
     net = rt.ShortcutNet(3, 2, 3, hidden=5)
     assert net.shapes == [(5, 3), (5, 5), (3, 5)]

@@ -54,8 +54,13 @@ def additions(net):
     return sum(name in ("add", "iadd", "add_") for name in names)
 
 
+SINGLE = torch.float32
+"""torch's own default, which no net in float64 may take notice of."""
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_shortcuts_enter_the_weights(name):
+    torch.set_default_dtype(SINGLE)
     net, x = FAMILIES[name]
     weights = {key: value.clone() for key, value in net.state_dict().items()}
     new = rt.absorb(net)
@@ -79,6 +84,7 @@ def test_random_blocks_are_judged_as_brute_force_says(seed):
 @pytest.mark.parametrize("number", range(21))
 def test_constructed_blocks_are_judged_as_they_were_built(number):
     net, answer, extra = case = constructed_block(number)
+    torch.set_default_dtype(SINGLE)
     right, gap = judged(case)
     room = "flipped units leave no" if number % 7 == 0 else "dead or parallel units make room"
     how = room if answer == "same width" else f"{extra} hidden units carry the shortcut"
@@ -168,7 +174,9 @@ def test_units_for_the_rank_of_a_projection(name):
     shortcut.weight.data = P.double()
     if function:
         up[0].weight.data = W.double()
-    found, x = rt.shortcuts(net), torch.randn(6, 4)
+    x = torch.randn(6, 4)
+    torch.set_default_dtype(SINGLE)
+    found = rt.shortcuts(net)
     assert found.extra == (extra,) and found.answers == ("wider" if extra else "same width",)
     assert relative_error(rt.absorb(net)(x), net(x)) < 1e2 * SAME
 
@@ -348,6 +356,14 @@ def test_words_of_lists_and_records():
     low, high = found.distance_low[1], found.distance_high[1]
     assert [*shown["distance"]] == ["", f"{low:.3g} to {high:.3g}", "", ""]
     assert [*shown][-2:] == ["distance", "how"] and "distance_low" not in shown
+    assert found.around == ("0.branch.0, 0.branch.2",) * 3 + ("3.branch.0",)
+    assert found.table() == {
+        "module": ("0", "1", "2", "3"), "enters": ("identity",) * 4, "layers": (2, 2, 2, 1),
+        "answer": ("never", "wider", "folds", "folds"), "extra": (None, 3, 0, 0),
+        "distance_low": (None, low, None, None), "distance_high": (None, high, None, None),
+        "gap": found.gap, "how": found.how,
+    } and found.untraced == {}  # fmt: skip
+    assert found.gap[0] is None and max(found.gap[1:]) < SAME
     folds = "folds: branches without a function between them are one layer"
     assert rt.conversion(rt.absorb(net)).converted == {
         "1": ("identity around 2 layers", f"wider: {found.how[1]}"),
@@ -689,6 +705,8 @@ CONVOLUTIONS = {
     "ELU": (Residual(TWO[0], nn.ELU(), TWO[1]), None, "no φ(t) - φ(-t)"),
     "stride": (Residual(*STRIDED), None, "has stride (1, 1), its branch (2, 2)"),
     "taps": (Residual(*STRIDED, projection=C(3, 3, 3, 2, 1)), None, "of several taps"),
+    "no tap": (Residual(C(3, 4, 1, padding=1), RELU, TWO[1]), None, "no tap at the output's own"),
+    "between taps": (Residual(C(3, 4, 3, padding=1, dilation=2), RELU, TWO[1]), None, "no tap at"),
     "cut border": (Residual(*EVEN), None, "moves borders"),
     "cut border inside": (
         Residual(C(3, 4, 1), RELU, C(4, 4, 4, padding=1), RELU, C(4, 3, 2, padding=1)),
@@ -720,7 +738,9 @@ def test_channels_beside_convolutions(name):
         assert found.answers == ("open",)
         return
     layers = [(key, old) for key, old in net.named_modules() if hasattr(old, "groups")]
-    new, x = rt.absorb(net), torch.randn(2, 3, *(8, 7)[: len(layers[0][1].stride)])
+    x = torch.randn(2, 3, *(8, 7)[: len(layers[0][1].stride)])
+    torch.set_default_dtype(SINGLE)
+    new = rt.absorb(net)
     assert relative_error(new(x), net(x)) < SAME and found.gap[0] < SAME
     for key, old in layers:
         layer, more = new.get_submodule(key), extra * (key != layers[-1][0])
@@ -841,6 +861,7 @@ def random_convolutions(seed):
 @pytest.mark.parametrize("seed", range(60))
 def test_random_convolutions_are_the_same_wherever_they_fit(seed):
     net, fitting = random_convolutions(seed)
+    torch.set_default_dtype(SINGLE)
     new, gap = rt.absorb(net), rt.shortcuts(net).gap
     assert all(relative_error(new(x), net(x)) < 10 * SAME for x in fitting)
     assert gap == (None,) or gap[0] < 10 * SAME
@@ -874,13 +895,18 @@ def test_a_slice_is_a_layer_where_it_is_sure_to_take_positions(half):
      lambda x, y: torch.lerp(x, y, 0.3), lambda x, y: torch.multiply(x, 2.0) + y,
      lambda x, y: torch.add(x, y, alpha=3),
      lambda x, y: torch.addcmul(x, y, torch.arange(1.0, 4.0), value=2),
-     lambda x, y: torch.stack([x, y]).sum(0), lambda x, y: torch.stack((y, x), -1).mean(dim=-1)],
+     lambda x, y: torch.addcmul(x, y, torch.arange(1.0, 4.0)),
+     lambda x, y: torch.sub(y, x, alpha=0.5), lambda x, y: x.sub(y, alpha=2),
+     lambda x, y: torch.stack([x, y]).sum(0), lambda x, y: torch.stack((y, x), -1).mean(dim=-1),
+     lambda x, y: torch.stack([x, y], 1).sum([1]), lambda x, y: torch.stack([x, y]).mean(axis=0),
+     lambda x, y: torch.stack([x, y, x], dim=1).mean((1,))],
 )  # fmt: skip
 def test_sums_by_other_names(join):
     torch.manual_seed(0)
     branch = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 3))
-    net, x = Joined(branch, join), torch.randn(5, 3)
-    assert rt.shortcuts(net).answers == ("wider",)
+    net, x = nn.Sequential(nn.Identity(), Joined(branch, join)), torch.randn(5, 3)
+    found = rt.shortcuts(net)
+    assert found.answers == ("wider",) and found.modules == ("1",)
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
@@ -907,7 +933,8 @@ def test_concatenations_and_encoders_of_torch_are_listed():
     dense = Joined(branch, lambda x, y: torch.cat([torch.cat([x, y], 1), y], 1))
     found = rt.shortcuts(dense)
     assert found.enters == ("concatenated",) and found.answers == ("open",)
-    for join in (lambda x, y: torch.stack([x, y]).sum(1), lambda x, y: torch.cat([y, branch(x)]),
+    for join in (lambda x, y: torch.stack([x, y]).sum(1), lambda x, y: torch.stack([x, y]).sum(
+                     0, True), lambda x, y: torch.stack([x, y]).sum(0, keepdim=True), lambda x, y: torch.cat([y, branch(x)]),
                  lambda x, _: torch.cat([x, 2 * x])):  # fmt: skip
         assert not rt.shortcuts(Joined(branch, join)).modules
     both = Joined(branch, lambda x, y: 2 * x + F.layer_norm(x, (3,)) + y.tanh())
@@ -930,6 +957,11 @@ def test_wrapped_and_transposed_layers_are_read():
         scripted = torch.jit.script(nn.Linear(3, 3))
     with pytest.raises(ValueError, match="net: got a ScriptModule"):
         rt.shortcuts(scripted)
+
+
+def test_a_net_that_runs_at_no_size_has_no_gap():
+    found = rt.shortcuts(Residual(C(3, 4, 3), RELU, C(4, 3, 1)).double())
+    assert found.answers == ("wider",) and found.gap == (None,) and "gap" in found.shown()
 
 
 def test_the_new_net_keeps_dtypes_frozen_weights_and_names():
@@ -1041,6 +1073,10 @@ NO_LAYER = {
     "no layer": (Residual(Apply(lambda t: 2 * t), RELU, nn.Linear(3, 3)), "number of channels"),
     "broadcast": (Parallel(C(3, 1, 1), C(3, 4, 1)), "different strides or channels"),
     "one-sided": (Residual(Apply(lambda t: F.pad(t, (1, 0, 0, 1))), C(3, 3, 2)), "gives its size"),
+    "vector": (Residual(Apply(lambda t: F.linear(t, EACH[:3]))), "number of channels"),
+    "product with a vector": (Residual(Apply(lambda t: t @ EACH[:3])), "number of channels"),
+    "vector behind a layer": (Residual(nn.Linear(3, 3), Apply(lambda t: t @ EACH[:3])),
+                              "matmul is not one map for all positions"),
     "many matrices": (Residual(Apply(lambda t: t @ torch.ones(4, 3, 3).double())), "different"),
 }  # fmt: skip
 
@@ -1114,6 +1150,7 @@ def test_what_one_convolution_is(name):
     net, *shape = ONE_LAYER[name]
     side = {"the other size": 13}.get(name, 12)
     net, x = nn.Sequential(net).double().eval(), torch.randn(2, 4, side, side)
+    torch.set_default_dtype(SINGLE)
     new = rt.absorb(net)
     (made,) = (part for part in new.modules() if isinstance(part, C))
     default = (made.padding, *sides(C(4, 4, 1))[2:])
@@ -1132,6 +1169,7 @@ def test_a_norm_in_front_of_a_function(axes, kind):
     layer = getattr(nn, f"Conv{axes}d")(3, 3, 1) if axes else nn.Linear(3, 3)
     net = scattered(Residual(norm, nn.ReLU(), layer).double())
     x = torch.randn(4, 3, 5, 4, 3)[(..., *[0] * (3 - axes))]
+    torch.set_default_dtype(SINGLE)
     assert rt.shortcuts(net).extra == (3,)
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 

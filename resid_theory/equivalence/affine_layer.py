@@ -11,8 +11,6 @@ from resid_theory.equivalence.net_graph import NotOneLayer
 
 __all__ = ["AffineLayer", "Window", "behind", "grouped", "identity_layer", "sum_of_layers"]
 
-_CHUNK = 64  # rows of a kernel at once
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AffineLayer:
@@ -47,7 +45,7 @@ class AffineLayer:
     @property
     def is_matrix(self) -> bool:
         """True for a matrix, and for a convolution with one tap, stride 1 and no padding."""
-        return self.weight[0, 0].numel() == 1 and {*self.stride} <= {1} and {*self.padding} <= {0}
+        return {*self.weight.shape[2:], *self.stride} <= {1} and not any(self.padding)
 
     @property
     def window(self) -> "Window":
@@ -167,16 +165,13 @@ def behind(
     ends = [s * o + high for s, o, high in zip(window.stride, at, window.high, strict=True)]
     x = inner.bias.new_zeros(1, inner.inputs, *[end + 1 for end in ends])
     bias = operation(inner(x))[(0, slice(None), *at)].detach()
-    rows = []
-    for start in range(0, len(bias), _CHUNK):
-        count = min(_CHUNK, len(bias) - start)
-        many = x.expand(count, *x.shape[1:]).clone().requires_grad_()
-        with torch.enable_grad():
-            out = operation(inner(many))[(slice(None), slice(start, start + count), *at)]
-            rows.append(torch.autograd.grad(out.diagonal().sum(), many)[0])
+    many = x.expand(len(bias), *x.shape[1:]).requires_grad_()  # a row of the kernel of each
+    with torch.enable_grad():
+        out = operation(inner(many))[(slice(None), slice(None), *at)]
+    (rows,) = torch.autograd.grad(out.diagonal().sum(), many)
     edges = zip(window.stride, at, window.low, ends, strict=True)
     sides = [slice(s * o + low, end + 1) for s, o, low, end in edges]
-    kernel = torch.cat(rows)[(slice(None), slice(None), *sides)].contiguous()
+    kernel = rows[(slice(None), slice(None), *sides)].contiguous()
     return window.layer(kernel, bias)
 
 

@@ -196,7 +196,7 @@ def check_equivalence(
     if same:
         gradients.add(*totals)
     found = Gap(
-        outputs=max(outputs.relative().values(), default=0.0),
+        outputs=max(outputs.relative().values()),
         input_gradient=max(inputs.relative().values(), default=0.0),
         gradients=max(gradients.relative().values()) if same else None,
         steps=torch.tensor(drift, dtype=torch.float64),
@@ -223,9 +223,7 @@ def _measure(
     net: nn.Module, batch: Batch, loss: Loss, argument: str
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     """Leaves of the output on a batch, and gradients of the loss at inputs and parameters."""
-    x = map_tensors(
-        batch.inputs, lambda t: t.detach().clone().requires_grad_(t.is_floating_point())
-    )
+    x = map_tensors(batch.inputs, lambda t: t.clone().requires_grad_(t.is_floating_point()))
     leaves = {f"{n}": t for n, t in enumerate(tensors_of(x)) if t.requires_grad}
     named = _trainable(net)
     # Cloned: a net that starts in place cannot write into a leaf.

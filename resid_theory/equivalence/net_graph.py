@@ -5,6 +5,7 @@ part and meet again (dominators), which pieces are affine, which are elementwise
 computes (its nodes, run in float64).
 """
 
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -92,10 +93,15 @@ class NetGraph:
             (self.fork[node],) = meet
 
     @property
+    def floats(self) -> list[Tensor]:
+        """Floating-point parameters and buffers, which hold what functions are given, too."""
+        held = itertools.chain(self.module.parameters(), self.module.buffers())
+        return [tensor for tensor in held if tensor.is_floating_point()]
+
+    @property
     def eps(self) -> float:
-        """Relative rounding of the net's parameters."""
-        kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
-        return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo().eps)
+        """Relative rounding of the net's numbers."""
+        return max(torch.finfo(tensor.dtype).eps for tensor in self.floats or [torch.ones(())])
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
         """The inputs of a node whose values come from the net's inputs."""

@@ -59,7 +59,7 @@ def layer_between(
             if found.shape != exact.shape:
                 size = tuple(exact.shape[2:])
                 raise NotOneLayer(f"no padding of one convolution gives its size {size}")
-            if float((found - exact).abs().max()) > _EXACT * max(float(exact.abs().max()), 1e-300):
+            if float((found - exact).abs().max()) > _EXACT * float(exact.abs().max()):
                 raise NotOneLayer(
                     "it treats borders unlike a convolution, as a bias in front of a padding"
                 )
@@ -174,11 +174,11 @@ class _Piece:
                 for name, part in given.items()
             }
             weight, bias = value.get("weight", value.get("other")), value.get("bias")
+            if weight.dim() < 2:
+                return None
             weight = weight.mT if word in ("matmul", "mm") else weight
             geometry = {name: value.get(name) for name in _GEOMETRY}
         else:
-            return None
-        if weight.dim() < 2:
             return None
         axes = weight.dim() - 2
         side = tuple(weight.shape[2:])

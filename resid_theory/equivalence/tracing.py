@@ -183,12 +183,6 @@ def _stacked(node: fx.Node) -> list[fx.Node]:
 def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
     """Let what comes behind an operation in place read its result; write a - b as a + (-b)."""
     graph = module.graph
-    for node in graph.nodes:  # "inplace" by place, the last argument of functions that have it
-        words = (
-            [*inspect.signature(node.target).parameters] if inspect.isfunction(node.target) else []
-        )
-        if "inplace" in words and len(node.args) == len(words):
-            node.kwargs, node.args = {"inplace": node.args[-1]}, node.args[:-1]
     _check_no_view_is_written(module, inner)
     order = {node: n for n, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):

@@ -66,8 +66,8 @@ def map_table(A: Any, a: Any) -> tuple[Maps, list[tuple[int, int]]]:
     rows: list[list[Tensor | None]] = []
     for k, row in enumerate(table):
         maps = [_map(f"A[{k}][{j}]", entry) for j, entry in enumerate(row)]
-        late = [j for j, entry in enumerate(maps) if j > k and entry is not None]
-        if late and any(bool(maps[j].any()) for j in late):  # type: ignore[union-attr]
+        late = [j for j, m in enumerate(maps) if j > k and m is not None and bool(m.any())]
+        if late:
             raise ValueError(
                 f"A: block {k + 1} reads block {late[0]}, which is not before it; needs None there"
             )
