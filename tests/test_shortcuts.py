@@ -933,9 +933,12 @@ def test_concatenations_and_encoders_of_torch_are_listed():
     dense = Joined(branch, lambda x, y: torch.cat([torch.cat([x, y], 1), y], 1))
     found = rt.shortcuts(dense)
     assert found.enters == ("concatenated",) and found.answers == ("open",)
-    for join in (lambda x, y: torch.stack([x, y]).sum(1), lambda x, y: torch.stack([x, y]).sum(
-                     0, True), lambda x, y: torch.stack([x, y]).sum(0, keepdim=True), lambda x, y: torch.cat([y, branch(x)]),
-                 lambda x, _: torch.cat([x, 2 * x])):  # fmt: skip
+    others = [
+        lambda x, y: torch.stack([x, y]).sum(1), lambda x, y: torch.stack([x, y]).sum(0, True),
+        lambda x, y: torch.stack([x, y]).sum(0, keepdim=True),
+        lambda x, y: torch.cat([y, branch(x)]), lambda x, _: torch.cat([x, 2 * x]),
+    ]  # fmt: skip
+    for join in others:
         assert not rt.shortcuts(Joined(branch, join)).modules
     both = Joined(branch, lambda x, y: 2 * x + F.layer_norm(x, (3,)) + y.tanh())
     assert rt.shortcuts(both).enters == ("normalized",)
