@@ -38,19 +38,20 @@ def drawn(kind, rows, net, generator, device, scale=0.1):
 
 
 def descend_by_autograd(net, x, y, weights, rate, epochs, mid=IDENTITY):
-    """One net, one step at a time, on the samples: losses and weights."""
-    point, losses = weights.clone(), []
+    """One net, one step at a time, on the samples: losses, weights and gradients at all epochs."""
+    points, losses, gradients = [weights.clone()], [], []
     for epoch in range(epochs + 1):
-        point.requires_grad_()
+        point = points[-1].clone().requires_grad_()
         output = shortcut_net(
             list(point.flatten(0, 1)), None, x, n=net.shortcut_depth, shortcut=net.shortcut,
             pre=IDENTITY, mid=mid, post=IDENTITY,
         )  # fmt: skip
         loss = square_loss(output, y) if len(x) < 30 else 0.5 * (output - y).square().sum() / len(x)
-        (gradient,) = torch.autograd.grad(loss, point)
+        gradients += torch.autograd.grad(loss, point)
         losses.append(loss.item())
-        point = point.detach() - rate * gradient if epoch < epochs else point.detach()
-    return losses, point, gradient
+        if epoch < epochs:
+            points.append(points[-1] - rate * gradients[-1])
+    return losses, points, gradients
 
 
 @pytest.mark.parametrize(("shape", "kind"), NETS)
@@ -63,13 +64,14 @@ def test_closed_form_descent_equals_autograd_on_the_data(shape, kind, generator,
         net, "square", (x, y), weights=starts, learning_rate=rates[:, None], epochs=200
     )
     for i, rate in enumerate(rates.tolist()):
-        losses, weights, gradient = descend_by_autograd(net, x, y, starts[i], rate, 200)
-        assert relative_error(path.weights[i, i], weights) <= AFTER_200_EPOCHS
+        losses, points, gradients = descend_by_autograd(net, x, y, starts[i], rate, 200)
+        assert relative_error(path.weights[i, i], points[-1]) <= AFTER_200_EPOCHS
         measured = path.loss[:, i, i].cpu()
         assert relative_error(measured, torch.tensor(losses)) <= AFTER_200_EPOCHS
-        norms = torch.linalg.matrix_norm(weights).flatten()
+        norms = torch.linalg.matrix_norm(points[-1]).flatten()
         assert relative_error(path.weight_norms[-1, i, i], norms) <= AFTER_200_EPOCHS
-        assert path.gradient_norm[-1, i, i].item() == pytest.approx(gradient.norm().item(), 1e-9)
+        norm = gradients[-1].norm().item()
+        assert path.gradient_norm[-1, i, i].item() == pytest.approx(norm, 1e-9)
 
 
 @pytest.mark.parametrize("chunk", [1 << 26, 1], ids=["together", "row by row"])
@@ -84,10 +86,10 @@ def test_nonlinear_rows_equal_autograd_one_net_at_a_time(chunk, generator, devic
     assert path.final_loss.shape == (2, 2)
     for seed in range(2):
         for column, rate in enumerate((0.05, 0.1)):
-            losses, weights, _ = descend_by_autograd(
+            losses, points, _ = descend_by_autograd(
                 net, x, y, starts[seed, 0], rate, 30, mid=torch.tanh
             )
-            assert relative_error(path.weights[seed, column], weights) <= AFTER_200_EPOCHS
+            assert relative_error(path.weights[seed, column], points[-1]) <= AFTER_200_EPOCHS
             measured = path.loss[:, seed, column].cpu()
             assert relative_error(measured, torch.tensor(losses)) <= AFTER_200_EPOCHS
 
@@ -166,9 +168,6 @@ def test_a_diverging_row_is_frozen_and_the_others_are_as_without_it(generator, d
         assert mixed.diverged_at[row, seed] == passed
         assert bool(own[passed:].isinf().all()) and bool(own[:passed].isfinite().all())
     assert bool((mixed.diverged_at[[0, 2]] == -1).all())
-    shown = mixed.shown()
-    assert shown["diverged_at"][:2] + shown["diverged_at"][4:6] == [None] * 4
-    assert torch.equal(shown["first_loss"], mixed.loss[0].flatten())
     assert bool(mixed.kept_weights[1, 1].isnan().all())
     assert not bool(mixed.kept_weights[:, [0, 2]].isnan().any())
 
@@ -246,6 +245,72 @@ def test_records_and_kept_weights_are_of_the_epochs_asked_for(generator, device)
     assert every.reached(-1.0) == -1
 
 
+def test_a_result_is_that_of_nets_one_by_one(generator, device):
+    net, (x, y) = rt.ShortcutNet(3, 2, 2), problem(3, 40, device, generator)
+    starts = drawn("near_zero", (3,), net, generator, device, scale=0.5)
+    starts[2] *= 1.5
+    rates, epochs, kept = [0.01, 1.0], [0, 3, 6, 7], [1, 7]
+    path = rt.gradient_descent(
+        net, "square", (x, y), weights=starts, learning_rate=torch.tensor(rates)[:, None],
+        epochs=7, record_every=3, keep=kept,
+    )  # fmt: skip
+    alone = [descend_by_autograd(net, x, y, start, rate, 7) for rate in rates for start in starts]
+    ends = [next((e for e, v in enumerate(losses) if not v <= 1e3 * losses[0]), None)
+            for losses, *_ in alone]  # fmt: skip
+    assert ends[:3] == [None] * 3 and None not in ends[3:]
+
+    def recorded(value, past, at=epochs):
+        """A value of every net at epochs, (t, rates, seeds, ...), or what is past its end."""
+        rows = [[value(*run, epoch) if end is None or epoch < end else past for epoch in at]
+                for run, end in zip(alone, ends, strict=True)]  # fmt: skip
+        return torch.tensor(rows).transpose(0, 1).unflatten(1, (2, 3))
+
+    exact = {
+        "loss": recorded(lambda losses, points, gradients, e: losses[e], math.inf),
+        "gradient_norm": recorded(lambda _, points, gradients, e: gradients[e].norm(), math.nan),
+        "weight_norms": recorded(
+            lambda _, points, gradients, e: [w.norm() for w in points[e].flatten(0, 1)],
+            [math.nan] * 4,
+        ),
+        "kept_weights": recorded(
+            lambda _, points, gradients, e: points[e].tolist(),
+            torch.full_like(starts[0], math.nan).tolist(), kept,
+        ),
+    }  # fmt: skip
+    for name, values in exact.items():
+        torch.testing.assert_close(
+            getattr(path, name).cpu(), values, rtol=1e-10, atol=0, equal_nan=True
+        )
+    final = torch.stack([run[1][end or 7] for run, end in zip(alone, ends, strict=True)])
+    torch.testing.assert_close(path.weights.flatten(0, 1), final, rtol=1e-10, atol=0)
+    assert path.epochs.tolist() == epochs and path.kept.tolist() == kept
+    assert path.diverged_at.tolist() == [[-1] * 3, ends[3:]]
+    assert path.diverged.tolist() == [[False] * 3, [True] * 3]
+    each = [0.01] * 3 + [1.0] * 3
+    columns = {
+        "epoch": [epoch for epoch in epochs for _ in range(6)],
+        "row": list(range(6)) * 4,
+        "learning_rate": each * 4,
+        "loss": path.loss.flatten().tolist(),
+        "gradient_norm": path.gradient_norm.flatten().tolist(),
+        "mean_weight_norm": exact["weight_norms"].mean(3).flatten().tolist(),
+    }
+    table = path.table()
+    assert list(table) == list(columns)
+    for name, values in columns.items():
+        assert table[name].tolist() == pytest.approx(values, rel=1e-10, nan_ok=True)
+    shown = {name: list(values) for name, values in path.shown().items()}
+    assert shown == {
+        "row": list(range(6)), "learning_rate": each, "first_loss": path.loss[0].flatten().tolist(),
+        "last_loss": path.final_loss.flatten().tolist(), "diverged_at": ends,
+    }  # fmt: skip
+    assert torch.equal(path.final_loss, path.loss[3])
+    level = path.loss[2, 0].max().item()
+    first = [next((e for e, loss in zip(epochs, losses, strict=True) if loss <= level), -1)
+             for losses in path.loss.flatten(1).T.tolist()]  # fmt: skip
+    assert path.reached(level).flatten().tolist() == first and len(set(first)) > 2
+
+
 MODES = {"plain": contextlib.nullcontext, "no-grad": torch.no_grad, "infer": torch.inference_mode}
 
 
@@ -289,6 +354,17 @@ def test_spectra_are_those_of_the_weights(mid, loss, generator, device):
         assert found.each(lambda s: s.max_magnitude)[i] == found.spectra[i].max_magnitude
         assert found.loss[i] == path.loss[epoch, 1]
         assert found.gradient_norm[i] == path.gradient_norm[epoch, 1]
+        values = own.eigenvalues
+        exact = {
+            "epoch": epoch, "loss": path.loss[epoch, 1], "gradient_norm": found.gradient_norm[i],
+            "largest": values[-1], "smallest": values[0],
+            "condition_number": own.condition_number, "index": own.index,
+        }  # fmt: skip
+        table = found.table()
+        assert list(table) == list(exact)
+        assert [float(table[name][i]) for name in exact] == pytest.approx(
+            [float(value) for value in exact.values()], rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("logarithmic", [True, False])
@@ -340,6 +416,8 @@ APART = dict(weights=torch.zeros(3, 2, 2, 3, 3), learning_rate=[0.1, 0.2])
 WRONG = [
     (NET, dict(weights=torch.zeros(2, 3, 3)), "weights: got shape"),
     (NET, dict(learning_rate=[0.1, -1.0]), "learning_rate: got -1"),
+    (NET, dict(learning_rate=0.0), "learning_rate: got 0, needs numbers above 0"),
+    (NET, dict(weights=torch.zeros(2, 2, 3, 3).long()), "weights: .* dtype torch.int64, needs"),
     (NET, APART, "does not broadcast"),
     (NET, dict(epochs=-1), "epochs: got -1"),
     (NET, dict(keep=[0, 2]), "keep: got epoch 2"),

@@ -98,7 +98,7 @@ def test_moments_of_the_half_normal(power):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: exceedance([2.0, -1.0]), "ratio: got -1.0"),
+        (lambda: exceedance([2.0, -1.0, -3.0]), "ratio: got -1.0"),
         (lambda: exceedance([math.nan]), "ratio: got nan"),
         (lambda: exceedance(1.0, correlation=1.5), "correlation: got 1.5"),
         (lambda: exceedance(1.0, correlation=-1.1), "correlation: got -1.1"),

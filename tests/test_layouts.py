@@ -522,10 +522,20 @@ def test_the_condition_number_is_free_of_depth_exactly_where_the_gains_are_equal
         assert math.isfinite(free.spread) and (free.spread > 1 or blocks == 1)
 
 
-def test_gains_far_apart_are_told_from_zero():
-    layout = Layout.scaled(2, scale=[1.0, 1e-14])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gains_far_apart_are_told_from_zero(sign):
+    layout = Layout.scaled(2, scale=[1.0 * sign, 1e-20 * sign])
     point = rt.theory.zero_point(data(), layout=layout)
-    assert point.index == 0.5 and point.condition_number > 1e13
+    assert point.index == 0.5 and 1e20 <= point.condition_number < 1e23
+
+
+def test_the_largest_gain_of_either_sign_sets_the_escape():
+    one, three = (
+        rt.theory.zero_point(data(), layout=Layout.scaled(2, scale=scale))
+        for scale in ([0.5, 1.0], [-3.0, 1.0])
+    )
+    assert (one.gain, three.gain) == pytest.approx((1.0, 3.0), rel=1e-14)
+    assert one.escape_time == pytest.approx(3 * three.escape_time, rel=1e-14)
 
 
 def test_gains_beyond_the_range_of_floats_are_carried_as_logarithms():
@@ -725,6 +735,7 @@ PAIR = torch.eye(2)
         (lambda: point_of(norm=lambda u: u[:, :2]), r"norm: turns shape \(9, 3\) into \(9, 2\)"),
         (lambda: point_of(norm=nn.LayerNorm(D, bias=False, eps=0), norm_at="write"), "norm"),
         (lambda: point_of(norm=lambda u: u + 1, norm_at="write"), "norm: is not 0 at zero"),
+        (lambda: point_of(norm=lambda u: u - 1, norm_at="write"), "norm: is not 0 at zero"),
         (
             lambda: point_of(
                 norm=nn.LayerNorm(D), norm_at="stream", layout=Layout.dense(drawn(3, 3).tril())

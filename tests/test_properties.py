@@ -301,7 +301,84 @@ def from_zero(there, **options):
     return rt.theory.zero_point(tuple(map(there, PAIR)), blocks=3, **options)
 
 
+SHARES = POINTS @ POINTS.mT  # (3, 3)
+
+
+def wired(there):
+    """Products of shares in layouts that are given as tensors."""
+    layouts = [
+        rt.theory.Layout(there(SHARES.tril()), there(POINTS[0])),
+        rt.theory.Layout.dense(there(SHARES.tril())),
+        rt.theory.Layout.scaled(3, skip=there(POINTS[0, :3]), scale=there(POINTS[1, :3])),
+        rt.theory.Layout.hyper_connections(
+            there(POINTS[:, :2]), there(SHARES[:, :2, None] * POINTS[:, None, :2]),
+            there(POINTS[:, 2:]), start=there(POINTS[0, 1:3]), readout=there(POINTS[2, :2]),
+        ),
+    ]  # fmt: skip
+    return torch.cat(
+        [part for one in layouts for part in (one.products, POINTS.new_tensor([one.direct]))]
+    )
+
+
+def attending(there, **options):
+    branch = rt.theory.Branch.attention(
+        there(SHARES.view(1, 3, 3)), there(POINTS.view(1, 3, 4)), heads=3, bias=True, **options
+    )
+    return branch.spectrum.levels
+
+
+def bent(there):
+    """Eigenvalues at zero along the weights of a net."""
+    torch.manual_seed(0)
+    net = rt.ShortcutNet(4, 3, 1, post="leaky_relu", bias=True)
+    for parameter in net.parameters():
+        parameter.data = there(parameter.detach().normal_())
+    return from_zero(
+        there, shortcut_depth=1, post="leaky_relu", bias=True, kink=net
+    ).spectrum.levels
+
+
+def chained(function):
+    """What a function of linear nets finds of rectangular layers under and beside a shortcut."""
+
+    def found(there, *given):
+        parts = POINTS[:2], POINTS[:, :2], SHARES
+        first, second, last = (there(part.contiguous()) for part in parts)
+        units = [rt.theory.Unit((first, second), there(POINTS)), rt.theory.Unit((last,))]
+        data = there(PAIR[0]), there(PAIR[1][:, :3].contiguous())
+        return function(units, data, *(there(part).detach() for part in given))
+
+    return found
+
+
 ON_A_GPU = {
+    "layouts": wired,
+    "layout of maps": lambda there: rt.theory.zero_point(
+        (there(PAIR[0]), there(PAIR[1][:, :3].contiguous())),
+        layout=rt.theory.Layout([[there(POINTS[:2])]], [there(POINTS), there(SHARES[:, 1:])], 2),
+    ).spectrum.levels,
+    "zero, maps": lambda there: rt.theory.zero_point(
+        (there(PAIR[0]), there(PAIR[1][:, :2].contiguous())), blocks=2, shortcut_depth=2,
+        input_map=there(POINTS), output_map=there(SHARES[:2]),
+    ).spectrum.levels,
+    "zero, direction": bent,
+    "attention": attending,
+    "attention, weights": lambda there: attending(there, attended=there(SHARES.softmax(1))),
+    "mlp": lambda there: rt.theory.Branch.mlp(
+        there(POINTS), there(SHARES), hidden=2, slope=0.3, bias=True).correlations[0],
+    "biases": lambda there: rt.theory.transformer_zero_point(
+        [rt.theory.Branch.mlp(there(SHARES), there(SHARES), hidden=1)],
+        shift=there(SHARES), biases=2).shifts.levels,
+    "interpolation": lambda there: rt.theory.interpolate(*map(there, PAIR), units=9).positions,
+    "interpolation, merged": lambda there: rt.theory.interpolate(
+        *map(there, PAIR), units=60, mode="merge").targets,
+    "least norm": lambda there: POINTS.new_tensor(
+        rt.theory.least_norm(*map(there, PAIR), units=9)),
+    "linear, loss": chained(rt.theory.linear_loss),
+    "linear, gradient": chained(rt.theory.linear_gradient),
+    "linear, Hessian": chained(rt.theory.linear_hessian),
+    "linear, product": lambda there: chained(rt.theory.linear_hvp)(
+        there, torch.arange(2 * 23, dtype=torch.float64).view(2, 23)),
     "one-hot": lambda there: rt.data.one_hot(there(torch.tensor([2, 0])), 3),
     "moments": lambda there: rt.Moments.of(tuple(map(there, PAIR))).syx,
     "whitened": lambda there: rt.data.whiten(there(POINTS), 2)[0],
@@ -330,3 +407,14 @@ def test_a_gpu_finds_the_same(name, cuda):
     exact = ON_A_GPU[name](lambda tensor: tensor)
     found = ON_A_GPU[name](lambda tensor: tensor.to(cuda))
     torch.testing.assert_close(found.cpu(), exact, rtol=1e-10, atol=1e-12)
+
+
+DIFFERENTIABLE = {"descent", "exceedance", "huber", "one-hot", "square", "whitened"}
+
+
+@pytest.mark.parametrize("name", sorted(ON_A_GPU.keys() - DIFFERENTIABLE))
+def test_numbers_in_single_precision_are_read_as_they_are_and_without_their_graph(name):
+    exact = ON_A_GPU[name](lambda tensor: tensor.float().double())
+    found = ON_A_GPU[name](lambda tensor: tensor.float().requires_grad_())
+    assert_same(found, exact)
+    assert not found.requires_grad

@@ -239,3 +239,4 @@ def test_not_block_toeplitz(kind):
 
 def test_round_off_is_no_asymmetry():
     BlockToeplitz(diagonal=EYE + 0.9e-10 * EYE.roll(1, 0).triu(), lower=EYE, blocks=3)
+    BlockToeplitz(diagonal=-1 - EYE, lower=EYE, blocks=3)

@@ -129,6 +129,54 @@ def test_numbers_give_the_spectrum_of_the_net(case):
     assert all(set(kinds) <= {"query, key", "gate, up, down"} for kinds in flat)
 
 
+def coupled(g, z, weights, bias):
+    """Sum over sequences and tokens of g times what is attended to, (out, in)."""
+    total = torch.zeros(g.shape[2], z.shape[2] + bias)
+    for sequence in range(len(g)):
+        for token in range(g.shape[1]):
+            mean = sum(share * torch.cat([z[sequence, at], torch.ones(bias)])
+                       for at, share in enumerate(weights[sequence][token]))  # fmt: skip
+            total += torch.outer(g[sequence, token], mean)
+    return total
+
+
+ATTENDED = {
+    "all": ((), {}), "causal": ((), {"causal": True}), "one": ((5, 5), {}),
+    "heads": ((4, 5, 5), {}), "sequences": ((2, 4, 5, 5), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("case", ATTENDED)
+def test_couplings_of_attention_by_loops(case, bias):
+    g, z, (shape, options) = torch.randn(2, 5, 7), torch.randn(2, 5, 3), ATTENDED[case]
+    given = torch.rand(shape).softmax(-1) if shape else torch.ones(5, 5)
+    options = {**options, "attended": given} if shape else options
+    each = (given.tril() if case == "causal" else given).expand(2, 4, 5, 5)
+    each = each / each.sum(-1, keepdim=True)
+    found = Branch.attention(g, z, heads=4, kv_heads=2, head_width=6, bias=bias, **options)
+    heads = [coupled(g, z, each[:, head], int(bias)) for head in range(4)]
+    alike = len(shape) < 3
+    exact = [torch.cat(heads[:2]), torch.cat(heads[2:])][: 1 if alike else 2]
+    assert (found.name, found.kind) == ("attention", "value, output")
+    assert found.units == ((12,) if alike else (6, 6))
+    assert found.flat == {"query, key": (4 + 2) * 6 * (3 + bias)}
+    torch.testing.assert_close(list(found.correlations), exact, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_couplings_of_an_mlp_by_loops(bias):
+    g, z = torch.randn(2, 5, 7), torch.randn(2, 5, 3)
+    plain, gated = (
+        Branch.mlp(g, z, hidden=4, slope=-0.3, gated=gated, bias=bias) for gated in (False, True)
+    )
+    exact = -0.3 * coupled(g, z, torch.eye(5).expand(2, 5, 5), int(bias))
+    torch.testing.assert_close(plain.correlations, (exact,), rtol=1e-12, atol=1e-14)
+    assert (plain.name, plain.kind, plain.units, plain.flat) == ("mlp", "up, down", (4,), {})
+    assert (gated.kind, gated.correlations, gated.units) == ("gate, up, down", (), ())
+    assert gated.flat == {"gate, up, down": 4 * (2 * (3 + bias) + 7)} and gated.spectrum is None
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_heads_may_have_any_width(kv_heads):
     g, z = torch.randn(2, 5, 4), torch.randn(2, 5, 3)
@@ -141,7 +189,6 @@ def test_heads_may_have_any_width(kv_heads):
     matrix = hessian_by_nested_gradients(total, [*values, *outputs])
     branch = Branch.attention(g, z, heads=2, kv_heads=kv_heads, head_width=6, causal=True)
     assert off(branch.spectrum, matrix) <= HESSIAN
-    assert branch.flat == {"query, key": (2 + kv_heads) * 6 * 3}
 
 
 def test_a_kink_has_the_mean_of_the_hessians_on_both_sides():

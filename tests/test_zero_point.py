@@ -75,6 +75,21 @@ def test_an_optimal_identity_from_samples_is_exact(generator):
     assert math.isnan(point.condition_number)
 
 
+@pytest.mark.parametrize(("delta", "is_zero"), [(1.9e-12, True), (2.1e-12, False)])
+def test_what_is_zero_to_1e_12_of_its_terms_is_zero(delta, is_zero):
+    one, options = torch.ones(1, 1), {"blocks": 2, "shortcut_depth": 2}
+    moments = rt.Moments(sxx=one, syx=(1 - delta) * one, syy=one, count=1)  # M of 1 and 1 - delta
+    x, y = torch.ones(2, 1), torch.tensor([[-delta], [2.0]])  # g = 1 + delta and -1
+    layout = Layout([[one]], [one, one], branch=2)
+    points = [
+        zero_point(moments, **options), zero_point((x, y), pre=lambda z: z, **options),
+        zero_point((x, y), pre=lambda z: z, layout=layout),
+    ]  # fmt: skip
+    assert [not point.correlation.any() for point in points] == [is_zero] * 3
+    shift = zero_point((x, y), last_bias=True, **options).shift
+    assert shift.tolist() == ([0.0] if is_zero else pytest.approx([delta / 2], rel=1e-3))
+
+
 SINGULAR = {
     "rank": ({}, {"deficient": True}, "M has rank 2: compare nonzero"),
     "softmax": ({"loss": "cross_entropy"}, {}, "because the loss ignores a shift of all outputs:"),
@@ -422,6 +437,7 @@ REFUSED = {
     "nan-at-zero": (
         {"mid": lambda z: torch.where(z == 0, torch.nan, z)}, "^mid: the activation is nan at zero",
     ),
+    "below-zero": ({"mid": lambda z: z - 0.5}, "^mid: the activation is -0.5 at zero, needs 0"),
     "not-quite-zero": ({"post": lambda z: z + 1e-15}, "^post: the activation is 1e-15 at zero"),
     "softplus": ({"post": "softplus"}, "^post: .* 'shifted_softplus' for 'softplus'"),
     "no-slope": ({"post": torch.sqrt}, "^post: the activation has no finite slope at zero"),

@@ -135,12 +135,13 @@ class LossAtZero:
     def of_samples(cls, data: Any, net: Architecture, loss: Loss) -> "LossAtZero":
         """Any loss and any features."""
         samples = gather(data)
-        x = samples.x if net.input_map is None else samples.x @ net.input_map.mT
-        net.check_maps(samples.x.shape[1], samples.y.shape[1])
+        x, y = samples.x.detach(), samples.y.detach()
+        net.check_maps(x.shape[1], y.shape[1])
+        x = x if net.input_map is None else x @ net.input_map.mT
         output = net.direct(x)
         output = output if net.output_map is None else output @ net.output_map.mT
-        weighting_of(loss, output, samples.y)  # refuses losses that compare samples
-        g, curvatures = loss.derivatives(output, samples.y)
+        weighting_of(loss, output, y)  # refuses losses that compare samples
+        g, curvatures = loss.derivatives(output, y)
         if net.output_map is not None:
             g = g @ net.output_map
             curvatures = net.output_map.mT @ curvatures @ net.output_map
