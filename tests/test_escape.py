@@ -150,6 +150,12 @@ def test_small_weights_are_a_hundredth_of_xaviers():
     assert theory.output_growth("near_zero", 1, shortcut=False) == pytest.approx(1e-4)
 
 
+@pytest.mark.parametrize("init", ["zero", "hardt_ma", "normal"])
+def test_what_is_not_of_normal_entries_or_orthogonal_has_no_exponents(init):
+    with pytest.raises(ValueError, match=f"^init: unknown name '{init}'"):
+        theory.lyapunov_exponents(5, init=init)
+
+
 @pytest.mark.parametrize("init", ["xavier", "kaiming", "near_zero", "orthogonal"])
 def test_lyapunov_exponents_are_measured_by_qr(init, generator, device):
     d, layers, chains, scale = 5, 300, 64, 0.3

@@ -333,6 +333,7 @@ def test_samples_that_stay_need_no_unit(generator):
     nothing = rt.theory.interpolate(x, x, units=3)
     assert nothing.largest_norm == nothing.upper_bound == 0.0 and torch.equal(nothing.output, x)
     assert nothing.movers.tolist() == [-1] * 3
+    assert nothing.table()["units"].tolist() == [0] * 6
 
 
 def brace_cost(looking, tilt, start, others):

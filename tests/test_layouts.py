@@ -730,7 +730,10 @@ PAIR = torch.eye(2)
             lambda: point_of(Layout.shortcut(2), kink="mean", norm=torch.tanh),
             "kink: other rules than 'line' need blocks, without layout and norm",
         ),
-        (lambda: point_of(norm=nn.LayerNorm(2)), r"norm: fails on rows of shape \(9, 3\)"),
+        (
+            lambda: point_of(norm=[nn.LayerNorm(3), nn.LayerNorm(2)]),
+            r"norm: fails on rows of shape \(9, 3\) in block 2: ",
+        ),
         (lambda: point_of(norm=lambda u: u / 0), r"norm\(x\): entry"),
         (lambda: point_of(norm=lambda u: u[:, :2]), r"norm: turns shape \(9, 3\) into \(9, 2\)"),
         (lambda: point_of(norm=nn.LayerNorm(D, bias=False, eps=0), norm_at="write"), "norm"),
@@ -858,12 +861,14 @@ def test_layers_without_gradients_fall_in_pairs():
 
 
 @pytest.mark.parametrize(
-    ("out", "post"), [([1.0, 0.0], None), ([1.0, 1.0], lambda z: z**3)], ids=["unread", "flat"]
+    ("out", "post", "reason"),
+    [([1.0, 0.0], None, "no way leads from"), ([1.0, 1.0], lambda z: z**3, "c_n = 0: an")],
+    ids=["unread", "flat"],
 )
-def test_last_biases_that_move_nothing_leave_zero_stationary(out, post):
+def test_last_biases_that_move_nothing_leave_zero_stationary(out, post, reason):
     options = {"last_bias": True, "post": post}
     point = rt.theory.zero_point(data(), layout=Layout([[1.0]], out, branch=2), **options)
-    assert point.verdict == "degenerate" and point.order > 0
+    assert point.verdict == "degenerate" and point.order > 0 and point.reason.startswith(reason)
 
 
 @pytest.mark.parametrize("at", ["branch", "stream", "write"])

@@ -339,6 +339,13 @@ def test_the_summary_holds_the_numbers_of_the_zero_point(n, loss, generator):
     assert found["index"] == point.spectrum.index
     assert found["learning_rate_scale"] == point.learning_rate_scale
     assert ("escape_time" in found) == (n > 1) and ("growth_rate" in found) == (n == 1)
+    values = found.pop("singular_values")
+    assert values == pytest.approx(torch.linalg.svdvals(point.correlation).tolist())
+    assert repr(point.table()) == repr({name: [value] for name, value in found.items()})  # nan
+    shown = {name: list(column) for name, column in point.shown().items()}
+    assert shown.pop("singular_values") == [" ".join(f"{value:.4g}" for value in values)]
+    assert repr(shown) == repr({name: [found[name]] for name in shown}) and len(shown) > 5
+    assert shown["reason"] == [point.reason] and None not in shown.values()
     if n > 1:
         assert found["escape_time"] == rt.theory.escape_time(point, start=0.01, stop=0.1)
     expected = {1: 0.0, 2: math.log(10) / math.log(2)}.get(n, math.inf)
