@@ -2,17 +2,20 @@
 
 import io
 import json
+import math
 import os
-import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import typer
 from matplotlib.colors import to_rgb
-from verbs import content, drawn, error, labels, printed
+from verbs import content, drawn, error, labels, printed, table
 
 import resid_theory as rt
 from resid_theory import cli
@@ -46,6 +49,8 @@ def same(found, expected):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
+    for name in ("demo.json", "demo.png"):
+        (out / name).touch()  # replaced without a word
     assert cli.main(["demo", "--blocks", "1,2", "--out", str(out)]) == 0
     return out, json.loads((out / "demo.json").read_text())
 
@@ -65,41 +70,60 @@ def test_demo_shows_a_condition_number_that_depth_leaves_alone(demo):
 
 def test_demo_has_no_prediction_for_xavier_and_saves_a_figure(demo):
     assert demo[1]["nets"]["Xavier, plain"][0]["predicted"] is None
+    assert (demo[1]["data"], demo[1]["components"]) == ("digits", 10)
     assert (demo[0] / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_prints_where_its_files_are(capsys, tmp_path, monkeypatch):
-    figures = drawn(monkeypatch)
-    code, out, _ = run(capsys, "demo", "--blocks", "1", "--out", str(tmp_path))
+def test_demo_prints_where_its_files_are(capsys, tmp_path, monkeypatch, digits):
+    figures, started = drawn(monkeypatch), time.perf_counter()
+    monkeypatch.setenv("COLUMNS", "400")
+    code, out, _ = run(capsys, "demo", "--blocks", "1,2", "--out", str(tmp_path))
+    seconds = time.perf_counter() - started
     assert code == 0
     panels = figures[0].axes[:6]
     nets = "2-shortcut, near zero", "orthogonal, plain"
     for panel, quantity in ((panels[0], "10th percentile"), (panels[3], "λ| (loss / weight²)")):
         assert labels(panel) == [*nets, "Xavier, plain"] and quantity in panel.get_ylabel()
+        silent = [math.isnan(line.get_ydata()[0]) for line in panel.lines[1:6:2]]
+        assert silent == [False, False, True]  # what is predicted, in the order of the labels
     for net, levels, matrix in zip(nets, panels[1:3], panels[4:], strict=True):
-        assert levels.get_title() == f"{net}, 2 layers"
-        assert labels(levels)[0] == "measured, P = 200" and len(labels(levels)) == 2
-        assert matrix.get_title() == f"Hessian: {net}, 2 layers"
-        assert matrix.images[0].get_extent() == [0, 200, 200, 0]
-        assert sorted(line.get_ydata()[0] for line in matrix.lines[::2]) == [0, 200]  # one block
-    assert "demo.png" in out.replace("\n", "")
+        assert levels.get_title() == f"{net}, 4 layers"
+        assert labels(levels)[0] == "measured, P = 400" and len(labels(levels)) == 2
+        assert matrix.get_title() == f"Hessian: {net}, 4 layers"
+        assert matrix.images[0].get_extent() == [0, 400, 400, 0]
+        assert sorted(line.get_ydata()[0] for line in matrix.lines[::2]) == [0, 200, 400]
+    said = json.loads((tmp_path / "demo.json").read_text())["nets"]
+    near_zero = rt.initialize(rt.ShortcutNet(10, 1, 2), "near_zero", generator=0)
+    measured = rt.hessian_spectrum(near_zero, "square", digits).summary()
+    same(said[nets[0]][0]["measured"], measured)
     keys = ("max_magnitude", "magnitude_percentile_10", "condition_number",
             "condition_number_10", "index")  # fmt: skip
-    rows = [line.split() for line in out.splitlines()]
-    for net, (found,) in json.loads((tmp_path / "demo.json").read_text())["nets"].items():
-        assert net in out
-        for kind in ("measured", "predicted"):
-            if found[kind] is not None:
-                cells = [output.number(float(found[kind][key])) for key in keys]
-                before = [str(found["layers"]), "200"] if kind == "measured" else []
-                assert [*before, kind, *cells] in [row[: len(before) + 6] for row in rows]
-        if found["distance"] is not None:
-            assert f"{found['distance']:.1e}" in out
-        if found["a_priori_bound"] is not None:
-            assert f"{net}; a-priori bound on max/min: {found['a_priori_bound']:.3f}" in out
+    expected = ["Exact Hessians of linear nets on whitened digits, predicted and measured"]
+    for net, found in said.items():
+        bound = found[0]["a_priori_bound"]
+        known = "" if bound is None else f"; a-priori bound on max/min: {bound:.3f}"
+        rows = [["layers", "P", "", "max |λ|", "10th pct", "max/min", "max/10th", "index",
+                 "distance"]]  # fmt: skip
+        for one in found:
+            cells = {k: [f"{float(one[k][key]):.4g}" for key in keys]
+                     for k in ("predicted", "measured") if one[k]}  # fmt: skip
+            if one["predicted"]:
+                rows.append(["", "", "predicted", *cells["predicted"], ""])
+            far = "" if one["distance"] is None else f"{one['distance']:.1e}"
+            size = str(one["layers"]), str(one["layers"] * 100)
+            rows.append([*size, "measured", *cells["measured"], far])
+        expected += ["", net + known, *table(rows, left=(2,))]
+    expected += ["", "λ in units of loss / weight²; distance: between the two spectra, over the "
+                 "largest |λ|."]  # fmt: skip
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert lines[: len(expected)] == expected
+    files, _, told = "".join(lines[len(expected) :]).rpartition(" in ")
+    assert files.split(" and ") == [str(tmp_path / "demo.json"), f"{tmp_path / 'demo.png'} written"]
+    assert 0 < float(told.removesuffix(" s.")) < seconds + 0.1
 
 
-def test_demo_prints_its_file(capsys, tmp_path):
+def test_demo_prints_its_file(capsys, tmp_path, monkeypatch):
+    drawn(monkeypatch)
     printed_json = content(capsys, "demo", "--blocks", "1", "--out", str(tmp_path))
     assert printed_json == json.loads((tmp_path / "demo.json").read_text())
 
@@ -180,6 +204,7 @@ def test_spectrum_writes_numbers_and_a_figure(capsys, tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     code, out, _ = run(capsys, *words)
     (ax,) = figures[0].axes
+    assert figures[0].get_size_inches().tolist() == [6.4, 4.8]
     said = labels(ax)
     assert said[:2] == ["other seeds, P = 200", "measured, seed 5, P = 200"] and len(said) == 3
     assert len(ax.patches) == 4  # three measured and a predicted one
@@ -192,31 +217,62 @@ def test_spectrum_writes_numbers_and_a_figure(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "new" / "spectrum.png").read_bytes().startswith(b"\x89PNG")
 
 
-def cells(values):
-    """Numbers of JSON as a table shows them, which leaves out what is not there."""
-    return [output.number(v if isinstance(v, int) else float(v)) for v in values if v is not None]
+def cell(value):
+    """A number of JSON as a table shows it."""
+    if value is None or isinstance(value, int):
+        return "" if value is None else f"{value:,}"
+    return f"{float(value):.4g}"
 
 
 @pytest.mark.parametrize("verb", ["spectrum --blocks 1 --seeds 2", "zero-point --blocks 3"])
-def test_what_is_printed_is_what_json_says(capsys, verb):
+def test_what_is_printed_is_what_json_says(capsys, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "200")
+    figures = drawn(monkeypatch)
     found, said = content(capsys, *verb.split()), printed(capsys, *verb.split())
-    shown = 0
-    for key, words in shortcut_commands.WORDS.items():
-        parts = ("mean", "standard_deviation", "predicted_mean") if "mean" in found else ()
-        values = [found[part].get(key) for part in parts] or [found.get(key)]
-        if key == "a_priori_bound" and parts:
-            values = [found["runs"][0][key]]
-        rows = [line for line in said.splitlines() if line.startswith(f"{words}  ")]
-        assert [row.removeprefix(words).split() for row in rows] == [cells(values)] * len(rows)
-        assert len(rows) == bool(cells(values))
-        shown += len(rows)
-    assert shown > 8
-    text = " ".join(said.split())
-    assert found.get("note", found.get("reason")) in text
-    named = re.search(r"\bM\b", found.get("note", found.get("reason")))
-    assert ("M: gradient of the loss by the output" in text) == bool(named)
-    size = found["cost"]["bytes"] / 2**20 if "cost" in found else 0
-    assert said.startswith(f"P = 200, method closed_form, {size:.1f} MiB\n" if size else "strict")
+    assert not figures  # nobody asked for them
+    symbols = ("M: gradient of the loss by the output times the input of a block, mean over "
+               "samples; c: product of the activations' slopes at zero; s_1: largest singular "
+               "value.")  # fmt: skip
+    words = shortcut_commands.WORDS
+    if "mean" in found:
+        parts = [found[part] for part in ("mean", "standard_deviation", "predicted_mean")]
+        rows = [["", "measured", "± sd", "predicted"]]
+        rows += [[words[key], *(cell(part.get(key)) for part in parts)]
+                 for key in words if key in found["mean"]]  # fmt: skip
+        rows.append([words["a_priori_bound"], "", "", cell(found["runs"][0]["a_priori_bound"])])
+        size = found["cost"]["bytes"] / 2**20
+        expected = [f"P = 200, method closed_form, {size:.1f} MiB", *table(rows), found["note"],
+                    symbols]  # fmt: skip
+    else:
+        rows = [[words[key], cell(found[key])] for key in words if found.get(key) is not None]
+        expected = [f"{found['verdict']}: {found['reason']}", symbols, "P = 600, by closed form",
+                    *table(rows)]  # fmt: skip
+    assert [line.rstrip() for line in said.splitlines()] == expected and len(rows) > 8
+
+
+NOTES = {
+    "--init zero": "Predicted: the Hessian at zero weights; strict saddle: the smallest ",
+    "--init zero --mid relu": "Predicted: the Hessian at zero weights; ",
+    "--mid relu": "Predicted: the Hessian in the limit along the drawn weights; ",
+    "--post relu": "Predicted: the Hessian in the limit along the drawn weights; ",
+    "--mid tanh --pre relu": "Predicted: the Hessian at zero weights; ",
+    "--init orthogonal --plain": "Predicted: the 1-shortcut net at zero, followed by the product "
+    "of the layers; exact.",
+    "--init orthogonal --plain --hidden 10": "Predicted: the 1-shortcut net at zero, followed",
+    "--init orthogonal --plain --hidden 3": "No prediction: theory covers zero and near_zero",
+    "--init orthogonal": "No prediction: theory covers zero and near_zero",
+    "--init zero --plain": "No prediction: theory covers zero and near_zero",
+}
+
+
+@pytest.mark.parametrize("options", NOTES)
+def test_a_prediction_says_what_it_rests_on(capsys, options):
+    """Under torch's own default dtype, too, which a program has."""
+    torch.set_default_dtype(torch.float32)
+    found = content(capsys, "spectrum", "--blocks", "2", *options.split())
+    assert found["note"].startswith(NOTES[options])
+    silent = found["note"].startswith("No")
+    assert (found["predicted_mean"] is None) == (found["runs"][0]["distance"] is None) == silent
 
 
 # -- zero-point ------------------------------------------------------------------------------------
@@ -360,6 +416,20 @@ def test_what_goes_wrong_inside_a_verb(capsys, monkeypatch, fault, code, says):
     assert run(capsys, "zero-point")[::2] == (code, f"resid-theory: {says}\n")
 
 
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, typer.Abort, SystemExit])
+def test_an_interrupt_that_typer_lets_through(capsys, monkeypatch, raised):
+    def interrupted(words, **settings):
+        assert settings == {"prog_name": "resid-theory", "standalone_mode": False}
+        raise raised(*words)
+
+    monkeypatch.setattr(typer.main, "get_command", lambda _: SimpleNamespace(main=interrupted))
+    if raised is SystemExit:  # nobody's but the program's
+        with pytest.raises(SystemExit, match="^a word$"):
+            cli.main(["a word"])
+    else:
+        assert run(capsys, "a word") == (130, "", "resid-theory: interrupted\n")
+
+
 def test_faults_of_the_program_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(rt.theory, "zero_point", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -373,8 +443,10 @@ def test_too_large_a_net_is_refused_before_the_work(capsys):
     assert "GiB" in err
 
 
-def test_the_version_is_the_librarys(capsys):
+def test_the_version_is_the_librarys(capsys, monkeypatch):
     assert run(capsys, "--version") == (0, f"resid_theory {rt.__version__}\n", "")
+    monkeypatch.setattr(sys, "argv", ["program", "--version"])
+    assert (cli.main(), capsys.readouterr().out) == (0, f"resid_theory {rt.__version__}\n")
 
 
 @pytest.mark.parametrize("words", ["--version", "zero-point --json"], ids=["at once", "at the end"])
@@ -390,7 +462,7 @@ def test_a_reader_who_has_left_ends_it_quietly(capsys, monkeypatch, words):
 
 def test_without_a_verb_the_help_is_printed(capsys):
     said = printed(capsys)
-    assert "Usage" in said and "checkpoints" in said and "completion" not in said
+    assert "Usage: resid-theory [" in said and "checkpoints" in said and "completion" not in said
     assert "completion" not in printed(capsys, "zero-point", "--help")
 
 
@@ -444,8 +516,19 @@ def test_a_file_has_room_for_the_row_of_a_table(capsys, monkeypatch, columns, li
         monkeypatch.setenv("COLUMNS", columns)
     output.say("word " * 19)
     assert capsys.readouterr().out.count("\n") == lines
+    for rest, count in (("e", 1), ("ef", 2)):  # 100 and 101 characters
+        output.say("abc " * 24 + f"abc{rest}")
+        assert columns or capsys.readouterr().out.count("\n") == count
+
+
+def test_text_is_printed_as_it_is_and_in_bold_where_asked_for(capsys, monkeypatch):
     output.say("[red]3[/red] in a [b]")  # a path may be called so
     assert capsys.readouterr().out == "[red]3[/red] in a [b]\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    output.say("3 [b]")
+    assert capsys.readouterr().out == "3 [b]\n"
+    output.say("3", style="bold")
+    assert capsys.readouterr().out == "\x1b[1m3\x1b[0m\n"
 
 
 @pytest.mark.parametrize(

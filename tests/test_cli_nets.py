@@ -2,12 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from verbs import content, drawn, error, labels, printed
+from verbs import asked, content, drawn, error, labels, printed, table
 
 import resid_theory as rt
+from resid_theory import cli, training
 from resid_theory.cli import net_commands, sources
 
 SMALL = "--data digits --samples 6 --size 8".split()
@@ -46,10 +48,12 @@ def own(tmp_path, monkeypatch):
     """A folder with a user's file, current while the test runs."""
     (tmp_path / "own_net.py").write_text(SOURCE)
     (tmp_path / "wanting.py").write_text("import a_library_that_is_not_there\n")
+    (tmp_path / "nameless.py").write_text("raise ModuleNotFoundError('no name')\n")
+    (tmp_path / "own_net.json").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     yield tmp_path
-    for name in ("own_net", "wanting"):
+    for name in ("own_net", "wanting", "nameless"):
         sys.modules.pop(name, None)
 
 
@@ -118,6 +122,7 @@ def test_curvature_prints_and_draws(capsys, own, monkeypatch):
     said = printed(capsys, "curvature", *OWN, "own_net:build", "--plot", "a.png", "--out", "b")
     assert "own_net:build on digits" in said and "largest 1" in said and "condition number" in said
     assert [ax.get_xscale() for ax in figures[0].axes] == ["linear", "symlog"]
+    assert figures[0].get_size_inches().tolist() == [12.8, 3.9]
     assert "a.png" in said and "curvature.png" in said and "curvature.json" in said
     assert (own / "a.png").read_bytes() == (own / "b" / "curvature.png").read_bytes()
     assert json.loads((own / "b" / "curvature.json").read_text())["net"] == "own_net:build"
@@ -132,6 +137,16 @@ def test_products_are_counted_before_a_matrix_free_run(capsys, own, more, produc
     assert printed(capsys, *words).startswith("own_net:build on digits\n")  # a small dense one
     found = content(capsys, *free)
     assert found["method"] == "matrix-free" and bool(found["density"]) == bool(more)
+
+
+@pytest.mark.parametrize(("more", "told"), [(4350, False), (4351, True)])
+def test_products_are_counted_beyond_5000_parameters(capsys, own, monkeypatch, more, told):
+    asked(monkeypatch, "spectrum")
+    text = f"\nnet.more = nn.Parameter(torch.ones({more}))\n"
+    (own / "own_net.py").write_text(SOURCE.replace("\ndef build", f"{text}\ndef build"))
+    assert cli.main(["curvature", *OWN, "own_net:net"]) == 2
+    said = capsys.readouterr().out
+    assert said.startswith("P = 5,001, ") if told else said == ""
 
 
 def test_a_plot_asks_for_the_density(capsys, checkpoints, tmp_path, monkeypatch):
@@ -183,9 +198,22 @@ def test_cushions_of_ones_own_model_print_and_draw(capsys, own, monkeypatch):
     said = printed(capsys, "cushions", *words)
     assert "own_net:build on digits: layer cushions of 6 samples: operator norm" in said
     assert labels(figures[0].axes[0]) == ["own_net:build, |S| = 6"]
+    assert figures[0].get_size_inches().tolist() == [6.4, 4.8]
     assert (own / "a.png").read_bytes() == (own / "b" / "cushions.png").read_bytes()
     assert list(json.loads((own / "b" / "cushions.json").read_text())["nets"]["own_net:build"][
         "layers"]) == ["0", "3"]  # fmt: skip
+
+
+def test_figures_of_many_cushions_are_wide(capsys, checkpoints, tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    nets = []
+    for seed in range(8):
+        path = tmp_path / f"{seed}.json"
+        rt.save_checkpoint(path, rt.simplified_net(5, generator=seed))
+        nets += ["--checkpoint", path]
+    printed(capsys, "cushions", *nets, *SMALL, "--samples", 2, "--out", tmp_path)
+    layers = len(figures[0].axes[0].get_xticks())
+    assert figures[0].get_size_inches().tolist() == [0.25 * 8 * layers, 4.8] and layers > 3
 
 
 def test_layers_and_weights_of_ones_own_model(capsys, own):
@@ -200,16 +228,111 @@ def test_layers_and_weights_of_ones_own_model(capsys, own):
     assert found["layers"]["3"]["effective"]["median"] == float(measured.under("effective").median)
 
 
+# -- what the library is asked ---------------------------------------------------------------------
+
+OWN_NET = {"samples": 6, "size": 8, "channels": 1}
+ASKED = [
+    ("evaluate --checkpoint {net} --data digits --samples 2",
+     {"load_images": {"split": "test", "samples": 2}, "evaluate": {"progress": True}}),
+    ("evaluate --checkpoint {net} {small} --split train --top 2,1 --batch 3 --json",
+     {"load_images": {"samples": 6, "size": 8, "progress": False},
+      "evaluate": {"top": [2, 1], "batch": 3}}),
+    ("curvature --checkpoint {net} --data digits",
+     {"load_images": {"samples": 500},
+      "curvature_operator": {"loss": "cross_entropy"}}),
+    ("curvature {own} --split test --loss square --seed 3 --matrix gauss_newton --chunk 2"
+     " --batchnorm batch --wrt 0 --k 2 --probes 3 --steps 4 --tolerance 0.5"
+     " --method matrix-free --json",
+     {"load_images": {**OWN_NET, "split": "test", "progress": False},
+      "curvature_operator": {"loss": "square", "generator": 3, "matrix": "gauss_newton", "chunk": 2,
+                             "batchnorm": "batch", "wrt": "0"},
+      "spectrum": {"k": 2, "probes": 3, "steps": 4, "tolerance": 0.5,
+                   "method": "matrix-free", "generator": 3}}),
+    ("curvature {own} --density", {"spectrum": {"progress": True, "density": True}}),
+    ("cushions --checkpoint {net} --data digits",
+     {"load_images": {"samples": 500}, "layer_cushions": {"progress": True}}),
+    ("cushions {own} --split test --layers 0,3 --norm operator --weight effective --batch 7"
+     " --batchnorm batch --include-bias --json",
+     {"load_images": {**OWN_NET, "split": "test", "progress": False},
+      "layer_cushions": {"layers": ["0", "3"], "norm": "operator", "weight": "effective",
+                         "batch": 7, "batchnorm": "batch", "include_bias": True}}),
+    ("cushions --checkpoint {net} {small} --blocks all",
+     {"stability.block_cushions": {"progress": True}}),
+    ("cushions --checkpoint {net} {small} --blocks a,b --seed 3 --kappa total --method exact"
+     " --probes 4 --batch 7 --batchnorm batch --json",
+     {"stability.block_cushions": {"blocks": ["a", "b"], "generator": 3, "kappa": "total",
+                                   "method": "exact", "probes": 4, "batch": 7,
+                                   "batchnorm": "batch"}}),
+    ("train --net simplified --depth 5 --data digits",
+     {"load_images": {"split": "test"},
+      "train": {"recipe": training.NOISE_STABILITY, "seed": 0,
+                "out": Path("resid_theory_runs/simplified.depth-5.digits.seed-0")}}),
+    ("train --net full --depth 8 {small} --seed 3 --epochs 20 --lr 0.2 --loss square --device cpu"
+     " --save-seconds 7 --out there --json",
+     {"load_images": {"split": "test", "size": 8, "progress": False},
+      "train": {"recipe": training.NOISE_STABILITY_BN.scaled(20).change(lr=0.2, loss="square"),
+                "seed": 3, "device": "cpu", "save_seconds": 7.0, "out": Path("there"),
+                "progress": False}}),
+    ("sweep a.toml --out there", {"run_sweep": {"grid": Path("a.toml"), "out": Path("there")}}),
+    ("sweep grid.toml --out there --executor ray --workers 3 --shard 1/2 --retries 5 --device cuda"
+     " --gpus 0.5 --json",
+     {"run_sweep": {"grid": Path("grid.toml"), "out": Path("there"), "executor": "ray",
+                    "workers": 3, "shard": "1/2", "retries": 5, "device": "cuda", "gpus": 0.5,
+                    "progress": False}}),
+    ("spectrum --blocks 1",
+     {"data.load_whitened": {"name": "digits"},
+      "hessian_spectrum": {"loss": "square", "progress": True}}),
+    ("spectrum --blocks 1 --init zero --loss cross_entropy --json",
+     {"data.load_whitened": {"name": "digits", "progress": False},
+      "hessian_spectrum": {"loss": "cross_entropy"}}),
+    ("zero-point", {"theory.zero_point": {"blocks": 4, "shortcut_depth": 2}}),
+    ("zero-point --blocks 7 --shortcut-depth 1 --exact --mid tanh --pre relu --post tanh --bias"
+     " --hidden 10 --loss cross_entropy",
+     {"theory.zero_point": {"blocks": 7, "shortcut_depth": 1, "mid": "tanh", "pre": "relu",
+                            "post": "tanh", "bias": True, "hidden": 10, "exact": True,
+                            "loss": "cross_entropy"}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "expected"), ASKED, ids=[words for words, _ in ASKED])
+def test_verbs_ask_the_library_for_what_they_are_told(
+    capsys, checkpoints, own, monkeypatch, words, expected
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    calls = asked(monkeypatch, *expected)
+    given = {
+        "net": checkpoints[0],
+        "small": " ".join(SMALL),
+        "own": " ".join([*OWN, "own_net:net"]),
+    }
+    assert cli.main(words.format(**given).split()) == 2
+    assert capsys.readouterr().err.endswith("resid-theory: that is enough\n")
+    assert dict(calls) == {name.rpartition(".")[2]: told for name, told in expected.items()}
+
+
 # -- what ships ------------------------------------------------------------------------------------
 
 
-def test_checkpoints_are_listed_with_their_errors(capsys):
+def test_checkpoints_are_listed_with_their_errors(capsys, monkeypatch):
     found = content(capsys, "checkpoints")
     assert found["simplified_residual_20"]["about"]["test_error"] == 0.2338
     assert all(rt.training.build_net(each["architecture"]) for each in found.values())
     said = printed(capsys, "checkpoints")
     assert "23.4 %" in said and "paper_scale/simplified_plain_20" in said
     assert said.count("%") == len(found)  # nets as `train` leaves them, too
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = [["name", "net", "data", "epochs", "test error", "test loss"]]
+    for name, each in found.items():
+        net, about = each["architecture"], each["about"]
+        given = [f"{k}={v}" for k, v in net["arguments"].items() if k != "generator"]
+        settings, last = about.get("settings", about), about.get("last", about)
+        rows.append([
+            name, f"{net['builder']}({', '.join(given)})", settings.get("data", ""),
+            str(rt.Recipe(**settings["recipe"]).epochs), f"{100 * last['test_error']:.1f} %",
+            f"{last['test_loss']:.4g}",
+        ])  # fmt: skip
+    said = printed(capsys, "checkpoints").splitlines()
+    assert [line.rstrip() for line in said] == list(table(rows, left=(0, 1, 2)))
 
 
 def test_images_of_a_set_are_those_to_test_on_of_side_32():
@@ -298,6 +421,9 @@ def test_evaluate_tells_what_else_a_net_was_trained_on(capsys, tmp_path, about, 
         ("curvature {small} --model own_net:number", "own_net:number returns int, needs a torch"),
         ("curvature {small} --model own_net:broken", "KeyError: 'no\\nkey' (own_net.py, line 16)"),
         ("curvature {small} --model wanting:net", "raised ModuleNotFoundError: No module named"),
+        ("curvature {small} --model nameless:net", "raised ModuleNotFoundError: no name (nameless"),
+        ("curvature {small} --model own_net:_net", "--model: in own_net: unknown name '_net'; did"),
+        ("fold --checkpoint {net} --out own_net.json", "there already; needs --overwrite"),
     ],
     ids=lambda value: value if "--" in value and "{" in value else None,
 )
@@ -312,6 +438,15 @@ def test_an_estimate_is_the_time_of_the_second_product(monkeypatch):
     said = net_commands._estimate(torch.eye(7), k=5, probes=2, steps=15)
     assert said.startswith("P = 7, 3 s a product, ")
     assert said.endswith(" used; at least 40 products, 2.0 min.")
+
+
+def test_the_current_directory_is_searched_first_and_named_once(own, monkeypatch):
+    (own / "elsewhere").mkdir()
+    (own / "elsewhere" / "own_net.py").write_text("net = None")
+    monkeypatch.setattr(sys, "path", [str(own / "elsewhere"), *sys.path])
+    for _ in range(2):
+        assert isinstance(sources.model_net("own_net:net", 0), torch.nn.Module)
+    assert sources.search_here() == str(own) and sys.path.count(str(own)) == 1
 
 
 def test_help_says_that_code_is_run(capsys):

@@ -3,22 +3,23 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import interrupted
 import pytest
 import torch
 import typer
-from verbs import content, error, printed
+from verbs import content, error, printed, table
 
 import resid_theory as rt
 from resid_theory import cli, training
 from resid_theory.cli import train_commands
-from resid_theory.cli.output import number
 from resid_theory.training.presets import KINDS, net_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,8 @@ SMALL = "--data digits --size 8 --samples 96 --epochs 2 --batch 32 --device cpu"
 NET = "--net simplified --depth 5 --identity residual --precision float64".split()
 
 
-def test_the_verb_trains_as_the_library_does(capsys, tmp_path):
+def test_the_verb_trains_as_the_library_does(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     found = content(capsys, "train", *NET, *SMALL, "--seed", 3, "--out", tmp_path)
     net = rt.simplified_net(5, identity="residual", generator=3)
     recipe = training.NOISE_STABILITY.scaled(2).change(batch=32, precision="float64")
@@ -46,12 +48,14 @@ def test_the_verb_trains_as_the_library_does(capsys, tmp_path):
     assert (found["seed"], found["device"], found["data"]) == (3, "cpu", "digits")
     said = printed(capsys, "train", *NET, *SMALL, "--seed", 3, "--out", tmp_path)
     assert said.startswith(f"P = {found['parameters']:,}, 2 epochs of 96 images in ")
-    for row, loss, share in (
-        ("last epoch, as trained", "loss", "error"),
-        ("test, 360 images", "test_loss", "test_error"),
-    ):
-        (line,) = [line.strip() for line in said.splitlines() if line.strip().startswith(row)]
-        assert line.removeprefix(row).split() == [number(found[loss]), number(found[share])]
+    rows = [["", "loss (nats)", "error (share)"]]
+    for row, part in (("last epoch, as trained", ""), ("test, 360 images", "test_")):
+        rows.append([row, *(f"{found[f'{part}{name}']:.4g}" for name in ("loss", "error"))])
+    lines = [line.rstrip() for line in said.splitlines()]
+    assert re.fullmatch(r".* in \d+\.\d s on cpu", lines[0])
+    written = f"{tmp_path / 'net.json'} and {tmp_path / 'metrics.jsonl'} written."
+    assert lines[1:] == [*table(rows, edge=" "), written]
+    assert 0 < found["seconds"] < 3600
 
 
 @pytest.mark.parametrize(
@@ -232,6 +236,12 @@ def test_rank_0_says_what_is_wrong_everywhere(capsys, monkeypatch, rank):
     assert capsys.readouterr().err.count("--lr: got 0.0") == 1 - rank
 
 
+def test_other_ranks_say_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(train_commands, "_RANK", 1)
+    monkeypatch.setattr(rt, "train", lambda *_, **__: None)
+    assert printed(capsys, "train", *NET, *SMALL, "--out", tmp_path) == ""
+
+
 def test_a_training_that_diverges_says_so(capsys, tmp_path):
     words = ["train", *NET, *SMALL, "--lr", "1e200", "--out", tmp_path]
     assert error(capsys, *words).startswith("resid-theory: step ")
@@ -251,11 +261,20 @@ def test_a_folder_of_images_is_tested_on_another(capsys, tmp_path):
         for shade, label in enumerate(labels):
             place = tmp_path / split / label
             place.mkdir(parents=True)
-            pil.new("RGB", (8, 8), (90 * shade, 40, 200)).save(place / "0.png")
+            color = (90 * shade, 40 + 99 * (split == "test"), 200)
+            pil.new("RGB", (8, 8), color).save(place / "0.png")
     words = ["train", "--data", tmp_path / "train", *NET, "--size", 8, "--batch", 2, "--epochs", 1]
     words += ["--device", "cpu", "--out", tmp_path / "out"]
     found = content(capsys, *words, "--test", tmp_path / "test")
     assert (found["test_samples"], found["architecture"]["arguments"]["classes"]) == (2, 2)
+    trained, tests = (rt.load_image_folder(tmp_path / split, size=8, shorter=9)
+                      for split in ("train", "test"))  # fmt: skip
+    assert trained.mean != tests.mean
+    tests = replace(tests, mean=trained.mean, std=trained.std)
+    measured = rt.evaluate(rt.load_checkpoint(tmp_path / "out"), tests)
+    assert found["test_loss"] == pytest.approx(measured.loss, rel=1e-12)
+    said = printed(capsys, *words[:-1], tmp_path / "untested")
+    assert "last epoch, as trained" in said and "test," not in said
     said = error(capsys, *words, "--test", tmp_path / "other")
     assert "--test: has the classes a, c, needs those of --data: a, b" in said
 

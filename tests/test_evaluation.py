@@ -95,6 +95,12 @@ def test_refusals(labels, top, says):
         rt.evaluate(constant([0.0, 1.0, 2.0]), (torch.zeros(2, 1), torch.tensor(labels)), top=top)
 
 
+def test_errors_need_not_be_measured():
+    data = torch.zeros(3, 1), torch.arange(3)
+    found = rt.evaluate(constant([0.0, 1.0, 2.0]), data, top=())
+    assert (found.wrong, found.labels) == ({}, 3)
+
+
 def test_errors_of_another_k_were_not_measured():
     found = rt.evaluate(constant([0.0, 1.0]), (torch.zeros(1, 1), torch.tensor([0])), top=(1,))
     with pytest.raises(ValueError, match=r"k: got 5, was measured for \[1\]"):

@@ -5,6 +5,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import interrupted
 import pytest
@@ -15,6 +16,7 @@ from tolerances import relative_error
 from trials import complaint
 
 import resid_theory as rt
+from resid_theory.runtime import process_group
 from resid_theory.training import Recipe, checkpoint
 from resid_theory.training.parallel import Parallel
 from resid_theory.training.step import NetGroup
@@ -278,6 +280,81 @@ def test_one_process_changes_nothing():
     assert parallel.alone and parallel.join(losses, wrong, 1.0) == (losses, wrong)
     assert parallel.part(3, 9) == (slice(3, 9, 1), 1.0)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Twins:
+    """torch.distributed of two processes that hold the same; the first one goes first."""
+
+    group = SimpleNamespace(WORLD="both")
+    is_available = is_initialized = staticmethod(lambda: True)
+
+    def __init__(self):
+        self.rank, self.sent = 0, []
+
+    def get_world_size(self, group):
+        return 2
+
+    def get_rank(self, group):
+        return self.rank
+
+    def get_global_rank(self, group, rank):
+        return rank
+
+    def all_reduce(self, tensor, group):
+        tensor.mul_(2)
+
+    def broadcast_object_list(self, objects, source, group, device):
+        if self.rank == 0:
+            self.sent.append(copy.deepcopy(objects))
+        else:
+            objects[:] = self.sent.pop(0)
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    world = Twins()
+    monkeypatch.setattr(process_group, "dist", world)
+    return world
+
+
+def test_each_of_two_twins_trains_as_one_alone(tmp_path, twins, capsys):
+    """All samples are the same, so that the parts of a batch are alike."""
+    alike = rt.Images(
+        pixels=images(1).pixels.expand(128, -1, -1, -1), labels=torch.ones(128).long()
+    )
+    data = alike.first(64)
+    recipe = RECIPE.change(batch=16, augmentation="none")
+
+    def train(name, steps=None, **settings):
+        net = conv_net(norm=False)
+        settings |= {"stop": lambda step: step == steps, "test": alike, "out": tmp_path / name}
+        return net, rt.train(net, data, recipe, seed=0, device="cpu", **settings)
+
+    for steps in (5, None):
+        alone, run = train("alone", steps)
+        assert run.finished == (steps is None)
+        for rank in (0, 1):
+            twins.rank = rank
+            capsys.readouterr()
+            net, shared = train(str(rank), steps, process_group="world")
+            assert (capsys.readouterr().err == "") == bool(rank)
+            assert shared.finished == run.finished and shared.first_losses.shape == (1, steps or 12)
+            for name, tensor in alone.state_dict().items():
+                assert relative_error(net.state_dict()[name], tensor) <= ROUND_OFF
+            for line, other in zip(run.metrics, shared.metrics, strict=True):
+                assert other == pytest.approx(line, rel=ROUND_OFF)
+    assert (tmp_path / "0" / "net.json").exists() and not (tmp_path / "1").exists()
+    assert not twins.sent
+
+
+def test_processes_do_not_share_a_loss_whose_samples_count_differently(twins):
+    loss = torch.nn.CrossEntropyLoss(torch.arange(10) + 1.0)
+    with pytest.raises(ValueError) as caught:
+        fit(conv_net(norm=False), RECIPE.change(loss=loss), process_group="world")
+    assert str(caught.value) == (
+        "process_group: the loss CrossEntropyLoss of a batch is not the mean over its samples, so "
+        "processes cannot share one; needs one process"
+    )
 
 
 def test_ranks_need_a_process_group():

@@ -1,6 +1,8 @@
 """Sweeps: finished cells are kept through kills, and wrong grids are refused before any work."""
 
+import hashlib
 import inspect
+import itertools
 import json
 import math
 import multiprocessing
@@ -20,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tolerances import assert_same
 from verbs import content, error, printed
 
 import resid_theory as rt
@@ -119,6 +122,28 @@ def test_the_key_depends_on_all_that_the_result_does(monkeypatch):
     assert key() != usual
 
 
+ON_IMAGES = {"net": "simplified", "data": "digits", "size": 32, "channels": 3}
+MEASURED = {**ON_IMAGES, "samples": 500, "batchnorm": "eval"}
+USUAL = {
+    "hessian": {"data": "digits", "components": 10, "blocks": 4, "shortcut_depth": 2,
+                "plain": False, "bias": False, "init": "near_zero", "scale": 0.01,
+                "loss": "square"},
+    "curvature": {**MEASURED, "loss": "cross_entropy", "matrix": "hessian", "k": 1,
+                  "density": False, "tolerance": 0.001},
+    "cushions": {**MEASURED, "norm": "kernel", "weight": "identity_removed"},
+    "training": ON_IMAGES,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", USUAL)
+def test_the_key_is_the_hash_of_all_settings(task):
+    """Also of those at their defaults, so that another default is another cell."""
+    cell = Cell.of({"task": task})
+    assert cell.config == {"task": task, "seed": 0, **USUAL[task]} and str(cell) == task
+    text = json.dumps({"schema": 1, **cell.config}, sort_keys=True)
+    assert cell.key == hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 def built(depth, size: int, rate: float | None = None, name: str = "x", parts: tuple = (),
           both: int | str = 0, flag: bool = True):  # fmt: skip
     """What builds something from settings."""
@@ -163,6 +188,7 @@ WRONG = {
     'task = "hessian"\nseed = [[1, 2]]': "seed: got [1, 2], needs a whole number",
     'task = "hessian"\nseed = []': "seed: got [], needs at least one value",
     'task = "hessian"\nseed = -1': "seed: got -1, needs at least 0",
+    'task = "hessian"\nscale = nan': "Out of range float values are not JSON compliant",
     'task = "hessian"\nplain = 1': "plain: got 1, needs true or false",
     'task = "hessian"\ninit = "xavir"': "init: unknown name 'xavir'; did you mean 'xavier'?",
     'task = "hessian"\ncomponents = 5': "components: got 5, needs 10",
@@ -216,7 +242,8 @@ def test_hessians_are_the_librarys(tmp_path):
     run({"task": "hessian", "shortcut_depth": 3, "init": "zero", "blocks": 1}, tmp_path / "deep")
     infinite = rt.sweep.load_results(tmp_path / "deep").condition_number.iloc[0]
     assert isinstance(infinite, float) and not math.isfinite(infinite)
-    assert table.condition_number["near_zero"] == spectrum.condition_number
+    numbers = {"max_magnitude": spectrum.max_magnitude, **spectrum.summary()}
+    assert {name: table[name]["near_zero"] for name in numbers} == numbers
     assert torch.equal(torch.from_numpy(table.eigenvalues["near_zero"]), spectrum.eigenvalues)
 
 
@@ -240,6 +267,11 @@ def test_ones_own_data_are_part_of_the_key(tmp_path):
         point = rt.theory.zero_point(own, blocks=1, shortcut_depth=2)
         found = rt.sweep.load_results(tmp_path / "out").condition_number[Cell.of(grid).key]
         assert found == pytest.approx(point.condition_number)
+    targets = np.linspace(-1, 1, 120, dtype=np.float32).reshape(40, 3)
+    np.savez(file, x=x, y=targets)
+    assert_same(
+        Setup(data=str(file), components=3).load(progress=False).y, torch.tensor(targets).double()
+    )
 
 
 OWN = """
@@ -321,44 +353,126 @@ def test_a_gpu_measures_the_same(tmp_path, cuda):
     assert there.numbers == pytest.approx(here.numbers, rel=1e-3)
 
 
-def test_a_cell_of_curvature_holds_the_librarys_report(tmp_path, monkeypatch):
-    folders, measure = [], image_tasks.spectrum
-    monkeypatch.setattr(
-        image_tasks, "spectrum", lambda *a, **k: folders.append(k["folder"]) or measure(*a, **k)
+ON = {"net": "full", "depth": 8, "size": 8, "channels": 1, "samples": 5, "seed": 3}
+"""Settings of which none is a default; nothing runs this net, which would need three channels."""
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
+def told(request, monkeypatch):
+    """Has a function give a result and note what it is asked for; under both default dtypes."""
+    torch.set_default_dtype(request.param)
+
+    def replaced(name, result, seen):
+        def call(*given, **settings):
+            seen.append((given, settings))
+            return result
+
+        monkeypatch.setattr(image_tasks, name, call)
+
+    return replaced
+
+
+def full_net(seed):
+    return rt.networks.full_net(8, generator=seed).state_dict()
+
+
+def test_a_cell_of_curvature_asks_for_its_settings_and_keeps_all_numbers(tmp_path, told):
+    assert (
+        CurvatureTask().tolerance == inspect.signature(rt.spectrum).parameters["tolerance"].default
     )
-    usual = inspect.signature(rt.spectrum).parameters["tolerance"].default
-    assert CurvatureTask().tolerance == usual
-    asked = dict(matrix="empirical_fisher", k=2, tolerance=0.5)
-    task = CurvatureTask(**{**SMALL, "samples": 4}, **asked, seed=3, loss="square")
-    found = task.run(tmp_path, "cpu")
-    images = rt.load_images("digits", samples=4, size=8)
-    data = replace(images, labels=one_hot(images.labels, 10))
-    report = rt.spectrum(
-        rt.simplified_net(5, generator=3), "square", data, **asked,
-        generator=torch.Generator().manual_seed(3),
+    made, asked, number = [], [], itertools.count(1.0)
+
+    def estimate():
+        return SimpleNamespace(value=next(number), low=next(number), high=next(number))
+
+    report = SimpleNamespace(
+        method="a method", parameters=7, products=9, largest=(estimate(), estimate()),
+        smallest=(estimate(), estimate()), trace=estimate(), frobenius_norm=estimate(), index=None,
+        condition_number=estimate(),
     )  # fmt: skip
-    for end in ("largest", "smallest"):
-        values = [estimate.value for estimate in getattr(report, end)]
-        assert found.arrays[f"{end}_values"].tolist() == pytest.approx(values, rel=1e-6, abs=1e-12)
-        assert len(values) == 2 and found.numbers[end] == found.arrays[f"{end}_values"][0]
-    for name in ("trace", "frobenius_norm"):
-        estimate = getattr(report, name)
-        for word, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
-            assert found.numbers[f"{name}{word}"] == pytest.approx(value, rel=1e-6)
-    assert found.numbers["parameters"] == report.parameters and not list(tmp_path.iterdir())
-    assert folders == [tmp_path / "products"]  # where a killed cell goes on
+    told("curvature_operator", "operator", made)
+    told("spectrum", report, asked)
+    settings = {"matrix": "fisher", "batchnorm": "batch"}
+    search = {"k": 2, "density": True, "tolerance": 0.5}
+    task = CurvatureTask(**ON, **settings, **search, loss="square")
+    for kept in (False, True):  # products of a cell that was killed
+        if kept:
+            (tmp_path / "products").mkdir()
+        found = task.run(tmp_path, "cpu")
+        assert not list(tmp_path.iterdir())
+    (net, loss, data), also = made[0]
+    images = rt.load_images("digits", samples=5, size=8, channels=1)
+    assert (loss, also, net.training) == ("square", settings, False)
+    assert_same(dict(net.state_dict()), dict(full_net(3)))
+    assert_same(data.labels, torch.eye(10, dtype=torch.float32)[images.labels])
+    assert_same(data.pixels, images.pixels)
+    (given, also) = asked[0]
+    assert given == ("operator",) and also.pop("generator").initial_seed() == 3
+    assert also == {**search, "folder": tmp_path / "products"}
+    assert found.numbers == {
+        "method": "a method", "parameters": 7, "products": 9,
+        "largest": 1.0, "largest_low": 2.0, "largest_high": 3.0,
+        "smallest": 7.0, "smallest_low": 8.0, "smallest_high": 9.0,
+        "trace": 13.0, "trace_low": 14.0, "trace_high": 15.0,
+        "frobenius_norm": 16.0, "frobenius_norm_low": 17.0, "frobenius_norm_high": 18.0,
+        "condition_number": 19.0, "condition_number_low": 20.0, "condition_number_high": 21.0,
+    }  # fmt: skip
+    arrays = {"largest_values": [1.0, 4.0], "smallest_values": [7.0, 10.0]}
+    expected = {name: torch.tensor(v, dtype=torch.float64) for name, v in arrays.items()}
+    assert_same(found.arrays, expected)
+
+
+def test_a_cell_of_cushions_asks_for_its_settings_and_keeps_all_numbers(tmp_path, told):
+    seen, median = [], torch.tensor([3.0, 1.0, 5.0], dtype=torch.float32)
+    minimum = torch.tensor([0.5, 0.25, 0.75], dtype=torch.float32)
+    told("layer_cushions", SimpleNamespace(rows="abc", median=median, minimum=minimum), seen)
+    settings = {"norm": "operator", "weight": "effective", "batchnorm": "batch"}
+    found = CushionsTask(**ON, **settings).run(tmp_path, "cpu")
+    ((net, data), also) = seen[0]
+    assert also == settings and len(data) == 5 and not net.training
+    assert_same(dict(net.state_dict()), dict(full_net(3)))
+    assert found.numbers == {"layers": 3, "mean_median": 3.0, "least_median": 1.0, "minimum": 0.25}
+    assert_same(found.arrays, {"median": median.double(), "minimum": minimum.double()})
+
+
+def test_a_cell_of_training_asks_for_its_settings_and_keeps_all_numbers(tmp_path, told):
+    lines = {
+        "epoch": [0, 1, 2], "loss": [2.0, None], "error": [0.5, 0.25], "penalty": [4.0, 3.0, 2.5],
+        "test_loss": [9.0, 8.0, 7.0], "test_error": [0.9, 0.8, 0.7],
+    }  # fmt: skip
+    seen = []
+    told("train", SimpleNamespace(column=lines.__getitem__), seen)
+    task = TrainingTask(**ON, lr=0.5, epochs=20, loss="square", nesterov=True)
+    found = task.run(tmp_path, "cpu")
+    ((net, data, recipe), also) = seen[0]
+    papers = rt.training.NOISE_STABILITY_BN.scaled(20)
+    assert recipe == papers.change(lr=0.5, loss="square", nesterov=True)
+    assert_same(dict(net.state_dict()), dict(full_net(3)))
+    assert (len(data), len(also.pop("test"))) == (5, 360)
+    assert also == {"seed": 3, "device": "cpu", "out": tmp_path / "training", "progress": False}
+    assert found.numbers == {name: values[-1] for name, values in lines.items()}
+    del lines["epoch"]
+    lines["loss"] = [2.0, math.nan]
+    for name, values in lines.items():
+        expected = torch.tensor(values, dtype=torch.float64)
+        torch.testing.assert_close(found.arrays[name], expected, rtol=0, atol=0, equal_nan=True)
+    assert found.arrays.keys() == lines.keys()
 
 
 # -- running ---------------------------------------------------------------------------------------
 
 
-def test_only_what_is_missing_runs(trial, tmp_path):
+def test_only_what_is_missing_runs(trial, tmp_path, capsys):
     run({**trial, "seed": [0, 1]}, tmp_path / "out")
-    report = run({**trial, "seed": [0, 1, 2]}, tmp_path / "out")
+    assert capsys.readouterr().err == ""
+    report = run({**trial, "seed": [0, 1, 2]}, tmp_path / "out", progress=True)
+    said = capsys.readouterr().err
+    assert " 2/3 " in said and " 3/3 " in said and "cell" in said and "failed" not in said
     assert (report.cells, report.found, report.done) == (3, 2, 1)
     assert starts(trial) == {0: 1, 1: 1, 2: 1}
     table = rt.sweep.load_results(tmp_path / "out")  # a number named after a setting
     assert table.kills.tolist() == table.result_kills.tolist() == [0, 0, 0]
+    assert table.index.tolist() == sorted(table.index) and table.index.name == "key"
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest", "swapped"])
@@ -380,8 +494,10 @@ def test_a_damaged_result_is_run_again(trial, tmp_path, damage):
     else:  # a whole result, of another cell
         for file in other.iterdir():
             (first / file.name).write_bytes(file.read_bytes())
-    with pytest.warns(UserWarning, match="run the sweep again|is the result of another cell"):
+    told = "is the result of another cell" if damage == "swapped" else "run the sweep again"
+    with pytest.warns(UserWarning, match=told) as warned:
         assert len(rt.sweep.load_results(tmp_path)) == 1
+    assert [warning.filename for warning in warned] == [__file__]
     report = run(grid, tmp_path)
     assert (report.found, report.done) == (1, 1)
     assert rt.sweep.load_results(tmp_path).seed.tolist().count(0) == 1
@@ -396,11 +512,13 @@ def test_other_checkpoints_are_no_results(trial, tmp_path):
             assert len(rt.sweep.load_results(tmp_path)) == 0
 
 
-def test_a_cell_that_is_done_does_not_run_again(trial, tmp_path):
+def test_a_cell_that_is_done_does_not_run_again(trial, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", pytest.fail)  # no cell waits for the disk
     cell, results = Cell.of({**trial, "seconds": 0.02}), Results(tmp_path)
     first, again = (attempt(cell, results, "cpu") for _ in range(2))
     assert (first.ran, first.error) == (True, None) and first.seconds >= 0.02
     assert (again.ran, again.error, again.seconds) == (False, None, 0.0)
+    assert rt.sweep.load_results(tmp_path).seconds.tolist() == [first.seconds]
     failed = attempt(Cell.of({**trial, "seconds": 0.02, "fails": True}), results, "cpu")
     assert failed.ran and failed.seconds >= 0.02 and starts(trial) == {0: 2}
 
@@ -425,13 +543,19 @@ def test_shards_partition_the_grid(tmp_path):
 
 def test_a_failing_cell_is_listed_and_stops_nothing(trial, tmp_path, capsys):
     grid = {**trial, "grid": [{"seed": [0, 1]}, {"seed": 2, "fails": True}, {"seed": 3}]}
-    heard = []
-    report = run(grid, tmp_path / "out", on_report=heard.append)
-    assert report.work == sum(one.seconds for one in heard) > 0 and report.seconds >= report.work
+    heard, started = [], time.perf_counter()
+    report = run(grid, tmp_path / "out", on_report=heard.append, progress=True)
+    assert report.work == sum(one.seconds for one in heard) > 0
+    assert report.work <= report.seconds <= time.perf_counter() - started
+    said = capsys.readouterr().err
+    assert "4/4" in said and "failed=1" in said
     (key,) = report.failed
     assert report.done == 3 and report.failed[key] == "ArithmeticError: seed 2 does not converge"
     words = f"trial seed=2 folder={trial['folder']!r} fails=True"
-    assert words in str(report) and "Arith" in str(report)
+    assert report.frame().to_dict("records") == [
+        {"key": key, "cell": words, "error": report.failed[key]}
+    ]
+    assert report.title == "3 of 4 cells done, 0 of them before" and words in str(report)
     noted = json.loads((tmp_path / "out" / "failed" / f"{key}.json").read_text())
     assert "ArithmeticError" in noted["trace"] and noted["config"]["seed"] == 2
     assert list(run(grid, tmp_path / "out").failed) == [key]  # tried again
@@ -522,9 +646,10 @@ def _drive(grid, out):
 
 @needs_kill
 def test_workers_that_do_not_start_are_an_error(trial, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_serve", _exit)
+    monkeypatch.setattr(processes, "_serve", partial(_exit, tmp_path / "starts"))
     with pytest.raises(RuntimeError, match="workers end before their first cell .exit code 3"):
         run({**trial, "seed": [0, 1]}, tmp_path, "process", workers=1)
+    assert (tmp_path / "starts").read_text() == "xxxx"  # one at a time, four times
 
 
 def test_workers_killed_while_they_start_are_started_again(trial, tmp_path, monkeypatch):
@@ -545,7 +670,9 @@ def _killed_young(starts, *arguments):
 _SERVE = processes._serve
 
 
-def _exit(*_):
+def _exit(starts, *_):
+    with starts.open("a") as file:
+        file.write("x")
     os._exit(3)
 
 
@@ -757,19 +884,32 @@ def test_short_cells_share_a_task_of_ray_and_a_lost_one_costs_none_of_them(trial
 
 
 class Timed(OneByOne):
-    """Ray whose cells all take a tenth of a second, by what it says."""
+    """Ray whose cells all take as long as it says."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
 
     def get(self, reference):
         cells = reference.args[0]
         self.sizes.append(len(cells))
-        return [Report(cell=cell, error=None, ran=True, seconds=0.1) for cell in cells]
+        return [Report(cell=cell, error=None, ran=True, seconds=self.seconds) for cell in cells]
 
 
-def test_a_task_of_ray_is_half_a_second_of_work(trial, tmp_path):
-    cells, ray = sweep.grid_of({**trial, "seed": list(range(130))}), Timed()
+@pytest.mark.parametrize(
+    ("seconds", "most", "count"),
+    [(0.1, 5, 130), (0.0, 64, 1000), (0.3, 1, 20)],  # half a second of work, 64 cells at most
+)
+def test_a_task_of_ray_is_half_a_second_of_work(trial, tmp_path, seconds, most, count):
+    cells, ray = sweep.grid_of({**trial, "seed": list(range(count))}), Timed(seconds)
     options = Options(workers=1, retries=2, device="cpu", gpus=0.0)
-    assert len(list(ray_executor._reports(ray, cells, Results(tmp_path), options))) == 130
-    assert ray.sizes[:18] == [1] * 6 + [5] * 12
+    assert len(list(ray_executor._reports(ray, cells, Results(tmp_path), options))) == count
+    expected, left = [1] * 6, count - 6  # two for each of three workers; nothing is known yet
+    while left:  # a quarter of what each worker has left
+        size = max(1, min(left // (4 * 3), most))
+        expected.append(size)
+        left -= size
+    assert ray.sizes == expected
 
 
 @pytest.mark.parametrize(
@@ -902,4 +1042,14 @@ def test_the_verb_exits_with_1_if_a_cell_failed(trial, tmp_path, capsys):
                                         f'folder = "{trial["folder"]}"\n')  # fmt: skip
     words = ["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path), "--executor", "serial"]
     assert cli.main(words) == 1
-    assert "ArithmeticError: seed 0 does not converge" in capsys.readouterr().out
+    said = "ArithmeticError: seed 0 does not converge"
+    printed = capsys.readouterr().out
+    assert said in printed and printed.endswith(f"\nResults in {tmp_path}.\n")
+    assert cli.main([*words, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found.pop("work") <= found.pop("seconds")
+    cell = Cell.of({**trial, "fails": True})
+    assert found == {
+        "folder": str(tmp_path), "cells": 1, "found": 0, "done": 0,
+        "failed": [{"key": cell.key, "error": said, "config": dict(cell.config)}],
+    }  # fmt: skip

@@ -1,6 +1,8 @@
 """Training: the papers' descent step by step, several nets at once, kills, and clear refusals."""
 
 import errno
+import hashlib
+import json
 import os
 from dataclasses import replace
 from types import SimpleNamespace
@@ -59,6 +61,17 @@ def make_epochs(net, recipe, data):
     return training.epochs.Epochs(samples, recipe, device)
 
 
+class Scale(nn.Module):
+    """A parameter without an axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.factor * x
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"momentum": 0.0}, {"nesterov": True}, {"weight_decay": 0.1},
@@ -68,8 +81,9 @@ def make_epochs(net, recipe, data):
 )  # fmt: skip
 def test_training_is_the_descent_of_its_formula(settings):
     recipe = RECIPE.change(**settings)
-    trained = fit(conv_net(), recipe=recipe, seed=5).net
-    assert difference(trained, by_hand(conv_net(), recipe, 5, images())) < 1e-13
+    nets = [nn.Sequential(*conv_net(), Scale()) for _ in range(2)]
+    fit(nets[0], recipe=recipe, seed=5)
+    assert difference(nets[0], by_hand(nets[1], recipe, 5, images())) < 1e-13
 
 
 def test_dirac_weights_cost_as_much_in_any_depth():
@@ -92,6 +106,33 @@ def test_every_image_is_seen_once_an_epoch_and_orders_differ():
     assert len({tuple(order.tolist()) for order in orders}) == 3
     plain = make_epochs(conv_net(), RECIPE.change(augmentation="none"), images())
     assert torch.equal(plain.draw(0, 0).order, orders[0])  # no matter how they are augmented
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflect"])
+def test_order_and_crops_are_those_of_the_seed_that_mixes_seed_and_epoch(padding):
+    recipe, data = RECIPE.change(pad=2, padding=padding), images()
+    seed = int.from_bytes(hashlib.sha256(b"3 2").digest()[:8], "big") // 2
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(100, generator=generator)
+    crops = rt.data.draw_crops(100, pad=2, generator=generator)
+    cut = rt.data.augment(data.pixels[order], crops, pad=2, padding=padding)
+    rows = slice(32, 64)
+    x, y, *_ = make_epochs(conv_net(), recipe, data).draw(3, 2).batch(rows)
+    assert torch.equal(x, data.inputs(cut[rows], torch.float64))
+    assert torch.equal(y, data.labels[order[rows]])
+
+
+def test_the_digest_of_data_is_that_of_all_that_they_hold():
+    def digest(data):
+        return make_epochs(conv_net(), RECIPE.change(augmentation="none"), data).data.digest
+
+    data = images()
+    x, y = data.inputs(data.pixels, torch.float64), data.labels
+    usual = [digest(data), digest((x, y))]
+    assert digest(replace(data, labels=y.int())) == usual[0] and digest((x, y.int())) == usual[1]
+    others = [replace(data, mean=(0.6,)), replace(data, std=(0.4,)), (x + 1, y), (x, y.roll(1))]
+    others += [rt.data.Data.of((x, y), sample_weight=torch.arange(100) + k) for k in (1, 2)]
+    assert len({*usual, *map(digest, others)}) == 8
 
 
 @pytest.mark.parametrize(
@@ -164,6 +205,7 @@ def bad_calls():
     net, data, vectors = conv_net(), images(), (torch.randn(40, 5), torch.zeros(40).long())
     flat = nn.Linear(5, 3)
     small = RECIPE.change(augmentation="none")
+    narrow = RECIPE.change(pad=6, padding="reflect")
     return {
         "recipe": (lambda: fit(net, recipe={"epochs": 2}), "recipe: got dict, needs a Recipe"),
         "no_net": (lambda: fit([]), "needs a module, or a list"),
@@ -177,8 +219,20 @@ def bad_calls():
         "ragged": (lambda: fit(net, (torch.zeros(9, 1, 8, 8), torch.zeros(8))), "same number"),
         "batch": (lambda: fit(net, recipe=RECIPE.change(batch=101)), "batch: got 101 for 100"),
         "channels": (lambda: fit(net, rt.load_images("digits")), "does not take samples of shape"),
+        "second": (
+            lambda: fit([net, flat]),
+            r"data x: the net does not take samples of shape .1, 8",
+        ),
         "labels": (lambda: fit(net, images(classes=12)), "class labels from 0 to 11 for 10"),
         "vectors": (lambda: fit(flat, vectors), "needs images"),
+        "innermost": (
+            lambda: fit(flat, vectors, small.change(channels_last=True)),
+            r"data: got inputs of shape \(40, 5\); channels_last=True needs images",
+        ),
+        "narrow": (
+            lambda: fit(net, replace(data, pixels=data.pixels[..., :6]), narrow),
+            r"pad: got 6, images of \(8, 6\) cannot be reflected so far",
+        ),
         "reflect": (lambda: fit(net, recipe=RECIPE.change(pad=8, padding="reflect")), "reflected"),
         "maps": (lambda: fit(net[:2], data), r"labels of shape \(100,\), needs those of"),
         "targets": (lambda: fit(flat, (vectors[0], torch.randn(40, 2)), small), "shape"),
@@ -417,10 +471,13 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, count):
 @pytest.mark.parametrize(
     ("given", "duration", "saved"),
     [({"save_seconds": 0}, 1, list(range(13))), ({"save_seconds": 3}, 1, [0, 10, 12]),
-     ({"save_seconds": 11}, 1, [0, 11, 12]), ({}, 20, [0, 3, 6, 9, 12])], ids=str,
+     ({"save_seconds": 11}, 1, [0, 11, 12]), ({}, 20, [0, 3, 6, 9, 12]),
+     (None, 20, [3, 6, 9, 12])], ids=str,
 )  # fmt: skip
 def test_checkpoints_cost_a_twentieth_of_the_time(tmp_path, monkeypatch, given, duration, saved):
     clock, steps, save = [0.0], [], training.checkpoint.Folder.save
+    if given is None:  # resumed
+        fit(conv_net(), out=tmp_path, stop=lambda _: True)
 
     def slow(folder, tensors, about):
         save(folder, tensors, about)
@@ -432,7 +489,10 @@ def test_checkpoints_cost_a_twentieth_of_the_time(tmp_path, monkeypatch, given, 
 
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(training.checkpoint.Folder, "save", slow)
-    fit(conv_net(), out=tmp_path, stop=stop, **given)
+    if given is None:
+        rt.resume(tmp_path, images(), net=conv_net(), stop=stop, device="cpu", progress=False)
+    else:
+        fit(conv_net(), out=tmp_path, stop=stop, **given)
     assert steps == saved
 
 
@@ -462,7 +522,10 @@ def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path, count):
         for name, buffer in net.named_buffers()
         if name.endswith("identity")
     }
-    # Those versions kept constant buffers, and no first losses.
+    # Those versions kept constant buffers, and no first losses and number of processes. Random
+    # numbers of a GPU are of no use here.
+    del about["ranks"]
+    tensors["rng.cuda"] = torch.zeros(16, dtype=torch.uint8)
     assert len(identities) == 6 * count and not identities.keys() & tensors.keys()
     del tensors["first_losses"]
     store.write_checkpoint(tmp_path / "stopped" / "checkpoint.json", tensors | identities, about)
@@ -517,11 +580,12 @@ def test_a_folder_of_another_training_is_refused(finished, name):
         fit(**{"net": conv_net(), "out": finished, **change})
 
 
+@pytest.mark.parametrize("more", [b"", b" "], ids=["cut", "changed"])
 @pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint.*.safetensors", "metrics.jsonl"])
-def test_a_cut_file_is_named(finished, name):
+def test_a_damaged_file_is_named(finished, name, more):
     (path,) = finished.glob(name)
     content = path.read_bytes()
-    path.write_bytes(content[:-1])
+    path.write_bytes(content[:-1] + more)
     with pytest.raises(ValueError, match=path.name):
         fit(conv_net(), out=finished)
     path.write_bytes(content)
@@ -604,7 +668,11 @@ def test_resume_needs_the_folder_alone(tmp_path):
 
 def test_resume_takes_several_nets_and_refuses_corrections(tmp_path):
     nets = [conv_net(0), conv_net(1)]
-    fit(nets, out=tmp_path / "two")
+    run = fit(nets, out=tmp_path / "two", seed=[3, 4])
+    for i in range(2):
+        about = store.read_checkpoint(tmp_path / "two" / f"net.{i}.json")[1]["about"]
+        recipe = json.loads(json.dumps(run.recipe.content()))
+        assert about == {"recipe": recipe, "seed": 3 + i, "last": run.metrics[-2 + i]}
     again = [conv_net(2), conv_net(3)]
     rt.resume(tmp_path / "two", images(), net=again, device="cpu", progress=False)
     assert max(map(difference, nets, again)) == 0
@@ -782,6 +850,13 @@ def test_lack_of_memory_in_the_libraries_of_a_gpu(monkeypatch, message):
         assert resources.is_out_of_memory(RuntimeError(message)) == (MESSAGES[message] in expected)
 
 
-def test_progress_shows_if_asked(capsys):
-    fit(conv_net(), progress=True)
-    assert "12/12" in capsys.readouterr().err
+def test_progress_shows_unless_asked_otherwise(capsys, tmp_path):
+    call = {"device": "cpu", "stop": lambda step: step == 5}
+    rt.train(conv_net(), images(), RECIPE, seed=0, out=tmp_path, **call)
+    said = capsys.readouterr().err
+    assert " 5/12 " in said and "step" in said
+    rt.resume(tmp_path, images(), net=conv_net(), device="cpu")
+    said = capsys.readouterr().err
+    assert " 5/12 " in said and " 12/12 " in said
+    fit(conv_net())
+    assert capsys.readouterr().err == ""

@@ -1,6 +1,7 @@
 """Training and evaluation: losses of any kind and data of any form, against steps by hand."""
 
 import copy
+import hashlib
 from collections import UserDict
 
 import pandas
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import resid_theory as rt
 from resid_theory.losses import LOSSES, Loss
-from resid_theory.training import Recipe
+from resid_theory.training import Recipe, device_dataset
 from resid_theory.training.device_dataset import DeviceDataset
 
 SAME = round_off(1000)
@@ -128,7 +129,8 @@ def by_hand(net, rows, loss, targets, weights):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_descends_any_loss(kind):
+def test_training_descends_any_loss(kind, monkeypatch):
+    monkeypatch.setattr(device_dataset, "_CHUNK", 7)  # samples whose weights are measured together
     given, targets, loss, by_loss, weights = KINDS[kind]
     data = X, targets
     run, rows, net = trained(data, recipe={"loss": given}, test=data)
@@ -163,6 +165,19 @@ def test_evaluation_is_the_loss_of_all(kind):
         counted = (targets >= 0) & (targets < 3)
         assert found.labels == int(counted.sum())
         assert found.wrong == {1: int((net(X).argmax(1) != targets)[counted].sum())}
+
+
+def test_what_a_sum_has_once_counts_once():
+    """A part of a loss that does not grow with the samples, such as a penalty."""
+    net, penalty = Net(), 3.0
+    expected = float(F.cross_entropy(net(X).detach(), LABELS, reduction="sum")) + penalty
+
+    def summed(output, labels):
+        return F.cross_entropy(output, labels, reduction="sum") + penalty
+
+    for batch in (5, 22):
+        found = rt.evaluate(net, (X, LABELS), loss=summed, batch=batch)
+        assert found.loss == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_loss_without_a_value_of_all_is_noted():
@@ -505,7 +520,8 @@ def bad_calls():
 
 
 @pytest.mark.parametrize("name", bad_calls())
-def test_one_clear_error_before_any_training(name):
+def test_one_clear_error_before_any_training(name, monkeypatch):
+    monkeypatch.setattr(device_dataset, "_CHUNK", 7)
     call, message = bad_calls()[name]
     with pytest.raises(ValueError, match=message):
         call()
@@ -535,6 +551,17 @@ def test_samples_may_be_compared_by_the_net_or_by_its_loss():
     )
     for ours, theirs in zip(one.net.parameters(), other.net.parameters(), strict=True):
         assert relative_error(ours, theirs) < SAME
+
+
+def test_a_loss_is_described_by_all_of_its_tensors():
+    weight, more = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    losses = [nn.CrossEntropyLoss(weight), nn.BCEWithLogitsLoss(weight, pos_weight=weight),
+              nn.BCEWithLogitsLoss(weight, pos_weight=more),
+              nn.BCEWithLogitsLoss(more, pos_weight=weight)]  # fmt: skip
+    said = [Recipe(loss=loss).content()["loss"] for loss in losses]
+    sha256 = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
+    assert said[0].startswith("CrossEntropyLoss({") and said[0].endswith(f", {sha256[:8]})")
+    assert len(set(said)) == 4
 
 
 def test_a_loss_without_a_name_resumes_by_a_call_with_it(tmp_path):

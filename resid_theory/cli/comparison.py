@@ -56,9 +56,7 @@ def numbers(readings: "SpectralStatistics") -> dict[str, Any]:
     return {"max_magnitude": readings.max_magnitude, **readings.summary()}
 
 
-def measure(
-    setup: "Setup", data: "Regression", seed: int, *, progress: bool = False
-) -> PredictionCheck:
+def measure(setup: "Setup", data: "Regression", seed: int, *, progress: bool) -> PredictionCheck:
     """Measure the spectrum of a net with drawn weights and predict it where theory reaches.
 
     Args:

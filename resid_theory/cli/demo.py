@@ -43,7 +43,7 @@ def demo(
     runs: dict[str, list[PredictionCheck]] = {net: [] for net in setups}
     with threads_for(0):
         for net, setup in bar(cases, as_json, "nets"):
-            runs[net].append(measure(setup, data, 0))
+            runs[net].append(measure(setup, data, 0, progress=False))
     content = {
         "data": "digits",
         "components": 10,

@@ -78,7 +78,7 @@ def emit(content: Any, words: str, as_json: bool) -> None:
 
 def print_json(content: Any) -> None:
     """Print an object as strict JSON."""
-    print(json.dumps(strict(content), indent=2, allow_nan=False))
+    print(json.dumps(strict(content), indent=2))
 
 
 def strict(content: Any) -> Any:

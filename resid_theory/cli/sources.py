@@ -104,9 +104,7 @@ def model_net(model: str, seed: int, weights: Path | None = None) -> "nn.Module"
         module = _module(model, name)
         make: Any = getattr(module, attribute, None)
         if not callable(make):
-            inside = {k: v for k, v in vars(module).items() if callable(v) and k[0] != "_"}
-            own = [k for k, v in inside.items() if getattr(v, "__module__", "") == name]
-            known = own or list(inside)
+            known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
             check_choice(f"--model: in {name}", attribute, known)
         net = make if isinstance(make, nn.Module) else _called(model, make)
     if not isinstance(net, nn.Module):
@@ -133,7 +131,7 @@ def _module(model: str, name: str) -> Any:
         return _called(model, lambda: importlib.import_module(name), ModuleNotFoundError)
     except ModuleNotFoundError as error:
         # Its own absence is the caller's slip; that of a module it imports is a fault inside.
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+        if not f"{name}.".startswith(f"{error.name}."):
             raise ValueError(_fault(model, error)) from error
         raise ValueError(
             f"--model: got {model!r}, no module {error.name!r} in {here} nor among the installed"
@@ -229,7 +227,7 @@ def run_once(net: "nn.Module", found: "Images") -> "torch.Tensor":
     x = found.inputs(found.pixels[:2].to(like.device), like.dtype)
     try:
         with preserved(net), torch.no_grad():
-            return net(x.clone())
+            return net(x)
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         shape = " x ".join(map(str, x.shape[1:]))
         raise ValueError(

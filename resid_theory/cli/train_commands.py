@@ -85,9 +85,8 @@ def train(
     with _world(device) as process_group, _reported_once(), renamed(classes="--data"):
         with _in_turn(process_group):
             found, tests = _images(data, test, samples, size, seed, not as_json)
-        classes = len(found.classes) or int(found.labels.max()) + 1
         run = rt.train(
-            net_of(net, seed=seed, classes=classes, **given),
+            net_of(net, seed=seed, classes=len(found.classes), **given),
             found,
             recipe,
             seed=seed,
@@ -210,7 +209,7 @@ def _name(
 
 def _content(run: "Run", data: str, samples: int, tests: int | None) -> dict[str, Any]:
     assert run.out is not None
-    last = [line for line in run.metrics if "epoch" in line][-1]
+    last = run.metrics[-1]
     return {
         "architecture": getattr(run.net, "architecture", None),
         "parameters": sum(p.numel() for p in run.net.parameters()),

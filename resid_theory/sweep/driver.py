@@ -145,7 +145,7 @@ def run_sweep(
                 done += report.error is None
                 if report.error is not None:
                     failed[report.cell.key] = report
-                    bar.set_postfix(failed=len(failed), refresh=False)
+                    bar.set_postfix(failed=len(failed))
                 bar.update()
                 if on_report is not None:
                     on_report(report)

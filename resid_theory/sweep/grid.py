@@ -60,7 +60,7 @@ def _content(grid: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], s
     if not path.is_file():
         raise FileNotFoundError(f"grid: there is no file {path}")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")), f"{path.name}: "
+        return tomllib.loads(path.read_bytes().decode()), f"{path.name}: "
     except ValueError as error:
         raise ValueError(f"{path.name}: not valid TOML: {error}") from error
 

@@ -64,7 +64,7 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
     settings = {"num_cpus": 1, "num_gpus": options.gpus, "max_retries": options.retries}
     task = ray.remote(**settings)(_attempt_all)
     stored = ray.put(results)
-    workers = max(options.workers, int(ray.cluster_resources().get("CPU", 1)))
+    workers = max(options.workers, int(ray.cluster_resources().get("CPU", 0)))
     waiting, alone, size = deque(cells), deque[Cell](), 1
     running: dict[Any, list[Cell]] = {}
     while waiting or alone or running:

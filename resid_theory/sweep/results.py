@@ -1,6 +1,5 @@
 """The folder of a sweep: a checksummed result for each finished cell, an error for each other."""
 
-import shutil
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -109,12 +108,6 @@ class Results:
 
     def _error(self, key: str) -> Path:
         return self.folder / "failed" / f"{key}.json"
-
-    def clear(self, cell: Cell) -> None:
-        """Remove a damaged result, but not what a killed worker can resume from."""
-        place = self.place(cell.key)
-        for path in place.glob("result.*") if place.is_dir() else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_result(about: Any, key: str) -> bool:

@@ -37,7 +37,6 @@ def attempt(cell: Cell, results: Results, device: str) -> Report:
     """Run a cell unless it is done, and keep its result or error; only an interrupt is raised."""
     if results.is_done(cell):  # by a worker that was killed before it could report
         return Report(cell=cell, error=None, ran=False, seconds=0.0)
-    results.clear(cell)
     started = time.perf_counter()
     try:
         outcome = cell.settings.run(results.place(cell.key), device)

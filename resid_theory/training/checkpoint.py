@@ -65,8 +65,7 @@ class Folder:
                 f"{self.checkpoint} records; restore it from its source, or train anew elsewhere"
             )
         store.tidy_checkpoint(self.checkpoint)
-        if self.metrics.exists() and self.metrics.stat().st_size > length:
-            os.truncate(self.metrics, length)
+        os.truncate(self.metrics, length)
         return [json.loads(line) for line in data.splitlines()]
 
     def append(self, line: Mapping[str, Any]) -> None:

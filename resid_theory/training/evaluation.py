@@ -169,8 +169,9 @@ class _Totals:
         self._wrong: dict[int, int] = {}
         if labels is not None:
             axis = class_axis(output, labels)
-            classes = output.shape[1 if axis is None else axis]
-            ranks = [k for k in _USUAL if k <= max(classes, 1)] if top is None else top
+            assert axis is not None
+            classes = output.shape[axis]
+            ranks = [k for k in _USUAL if k <= classes] if top is None else top
             if ranks and ranks[-1] > classes:
                 raise ValueError(f"top: got {ranks[-1]} for {classes} classes")
             self._wrong = dict.fromkeys(ranks, 0)

@@ -102,9 +102,7 @@ class Session:
             stack.enter_context(_surroundings(self.settings.device, self.seeds[0], self.recipe))
             self._begin(known)
             hidden = not self.settings.progress or self.settings.process_group.rank > 0
-            with tqdm(
-                total=total, initial=self.step, unit="step", mininterval=0.5, disable=hidden
-            ) as bar:
+            with tqdm(total=total, initial=self.step, unit="step", disable=hidden) as bar:
                 while self.step < total and self._epoch(bar.update):
                     pass
             self._end(self.step == total)

@@ -187,8 +187,8 @@ def _description(loss: LossLike) -> str:
         return f"{module}.{name or type(function).__qualname__}"
     kept = {key: value for key, value in vars(function).items()
             if isinstance(value, (bool, float, int, str)) and key != "training"}  # fmt: skip
-    tensors = "".join(digest(t.numpy(force=True).tobytes()) for t in function.state_dict().values())
-    return f"{type(function).__name__}({kept}, {tensors[:8]})"
+    tensors = b"".join(t.numpy(force=True).tobytes() for t in function.state_dict().values())
+    return f"{type(function).__name__}({kept}, {digest(tensors)[:8]})"
 
 
 NOISE_STABILITY = Recipe(lr=0.02)

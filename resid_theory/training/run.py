@@ -118,5 +118,5 @@ class RunSettings:
     correction: Correction | None = None
     save_seconds: float = 60.0
     stop: Stop | None = None
-    progress: bool = True
+    progress: bool
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
