@@ -88,6 +88,12 @@ def test_settings_out_of_range_are_refused(settings):
         rt.compare_cushions(a, a, **settings)
 
 
+def test_samples_that_agree_have_an_interval_without_width():
+    one, other = cushions(torch.full((2, 9), 3.0)), cushions(torch.full((2, 7), 1.0))
+    found = rt.compare_cushions(one, other)
+    assert found.intervals.tolist() == [[2.0, 2.0]] * 2 and found.cliffs_delta.tolist() == [1, 1]
+
+
 def test_equal_nets_do_not_differ():
     same = cushions(noise(2, 40, seed=0))
     found = rt.compare_cushions(same, same)
@@ -189,10 +195,12 @@ def test_plain_and_residual_nets_differ_by_the_convention():
         (lambda a: a.under("identity_removed"), "b: measured with weight"),
         (lambda a: [a, a], "b: a and b must both be"),
         (lambda a: [a], "b: got list of 1, needs the cushions of one net"),
+        (lambda a: [a, 3], "b: got list of 2, needs the cushions of one net"),
+        (lambda a: 3, "b: got int of 0, needs the cushions of one net"),
         (lambda a: cushions(a.values, ("x", "y")), "b: no layer can be compared .*only in a"),
         (lambda a: cushions(a.values[:, :1]), "b: no layer .*one.*has a value in 1 samples of b"),
     ],
-    ids=["norm", "convention", "mixed", "one", "names", "one sample"],
+    ids=["norm", "convention", "mixed", "one", "beside", "number", "names", "one sample"],
 )
 def test_refusals(b, message):
     a = cushions(noise(2, 5, seed=0))

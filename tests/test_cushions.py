@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from oracles import noise
 from scipy import stats
-from tolerances import relative_error, round_off
+from tolerances import relative_error
 from torch import nn
 
 import resid_theory as rt
@@ -42,6 +43,8 @@ LAYERS = {
     "even side": (lambda: nn.Conv1d(2, 3, 4, padding="same"), (2, 6)),
     "conv2d": (lambda: nn.Conv2d(2, 3, 3, padding=1), (2, 4, 5)),
     "valid": (lambda: nn.Conv2d(2, 3, 3), (2, 5, 4)),
+    "valid by name": (lambda: nn.Conv2d(2, 3, (3, 2), padding="valid"), (2, 5, 4)),
+    "same, dilated": (lambda: nn.Conv2d(2, 3, (3, 2), padding="same", dilation=(2, 3)), (2, 5, 6)),
     "strided": (lambda: nn.Conv2d(2, 4, 3, stride=2, padding=1), (2, 5, 6)),
     "groups": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), (4, 3, 3)),
     "depthwise": (lambda: nn.Conv2d(3, 3, (3, 1), padding=(1, 0), groups=3), (3, 4, 2)),
@@ -99,12 +102,69 @@ def test_bias_is_left_out_unless_asked_for():
     assert relative_error(with_bias, (layer(x).norm(dim=1) / size).detach()) < EXACT
 
 
-def test_a_bias_that_hides_the_output_costs_no_digits():
-    layer = nn.Conv2d(2, 3, 3, padding=1)
-    x = noise(4, 2, 5, 5)
+@pytest.mark.parametrize("make, shape", LAYERS.values(), ids=LAYERS)
+def test_a_bias_that_hides_the_output_costs_no_digits(make, shape):
+    layer = make()
+    x = noise(4, *shape)
     expected = rt.layer_cushions(nn.Sequential(layer), x).values
-    nn.init.constant_(layer.bias, 1e12)
+    if layer.bias is not None:
+        nn.init.constant_(layer.bias, 1e12)
     assert relative_error(rt.layer_cushions(nn.Sequential(layer), x).values, expected) < EXACT
+
+
+class Padding(nn.Module):
+    """A convolution of what it pads itself, on either side otherwise."""
+
+    def __init__(self, pads, mode, **options):
+        super().__init__()
+        self.weight, self.options = nn.Parameter(noise(3, 2, 2, 3, seed=1)), options
+        self.pads, self.mode = pads, mode
+
+    def forward(self, x):
+        x = F.pad(x, self.pads, mode=self.mode) if sum(self.pads) % 2 else F.pad(
+            pad=self.pads, mode=self.mode, input=x)  # fmt: skip
+        return F.conv2d(x, self.weight, **self.options)
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+@pytest.mark.parametrize("pads", [(2, 1, 0, 1), (0, 2, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": [2]}, {"stride": (1, 2), "padding": (0, 1)}, {"padding": (1, 0)}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_net_pads_itself_belongs_to_the_map(mode, pads, options):
+    """But not where the convolution pads that with zeros: then it reads what was padded."""
+    net, x = Padding(pads, mode, **options), noise(3, 2, 4, 5)
+    function, z = net, x
+    if "padding" in options:
+        z = F.pad(x, pads, mode=mode)
+        function = lambda part: F.conv2d(part, net.weight, **options)  # noqa: E731
+    dense = matrix(function, z)
+    above, below = net(x).flatten(1).norm(dim=1), z.flatten(1).norm(dim=1)
+    found = rt.layer_cushions(net, x, norm="operator").values[0]
+    assert relative_error(found, (above / dense.norm() / below).detach()) < EXACT
+
+
+class Waves(nn.Module):
+    """A convolution of complex numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(2, 3, 3, stride=2, padding=1, dtype=torch.complex128)
+
+    def forward(self, x):
+        return torch.view_as_real(self.conv(torch.complex(x, x.flip(2)))).flatten(1)
+
+
+@pytest.mark.parametrize("norm", ["kernel", "operator"])
+def test_complex_kernels_have_complex_norms(norm):
+    net, x = Waves(), noise(4, 2, 6)
+    z = torch.complex(x, x.flip(2))
+    dense = matrix(net.conv, z)
+    size = net.conv.weight.norm() if norm == "kernel" else dense.norm()
+    exact = (z.flatten(1) @ dense.T).norm(dim=1) / z.flatten(1).norm(dim=1) / size
+    found = rt.layer_cushions(net, x, norm=norm)
+    assert found.layers == ("conv",) and relative_error(found.values[0], exact.detach()) < EXACT
 
 
 @pytest.mark.parametrize("scale", [1e-250, 1e-3, 1e250], ids=str)
@@ -627,8 +687,12 @@ class Coupled(nn.Module):
 )
 def test_samples_that_depend_on_one_another_cause_a_warning(middle):
     net = nn.Sequential(nn.Linear(3, 4), middle(), nn.Linear(4, 2))
-    with pytest.warns(UserWarning, match="'2' and 0 more layers .* on the other samples"):
-        rt.layer_cushions(net, noise(5, 3))
+    for call in (rt.layer_cushions, rt.stability.weight_noise):
+        with pytest.warns(
+            UserWarning, match="'2' and 0 more layers .* on the other samples"
+        ) as caught:
+            call(net, noise(5, 3))
+        assert caught[0].filename == __file__
 
 
 def test_a_layer_called_for_some_batches_only_is_listed():
@@ -802,8 +866,59 @@ def test_columns_of_the_frame_are_what_they_are_called():
             assert frame[f"{name}_high"].tolist() == high.tolist()
 
 
-def test_rows_of_tiny_and_huge_numbers_have_norms():
-    x = torch.tensor([[-3e-200, -4e-200], [3e200, -4e200], [0.0, 0.0], [3.0, 4.0]])
-    expected = torch.tensor([5e-200, 5e200, 0.0, 5.0])
-    assert torch.allclose(row_norms(x), expected, rtol=round_off(2), atol=0)
-    assert torch.equal(row_norms(x[:, :0]), torch.zeros(4))
+def test_statistics_leave_out_samples_without_a_value():
+    """Ends of intervals by the binomial law of six samples and of four, with 0 and inf beyond."""
+    values = torch.tensor([
+        [4.0, 3, 1, 5, 2, 6], [torch.nan] * 6, [torch.nan, 1e-12, 3e-12, 2e-12, torch.nan, 5e-12],
+    ])  # fmt: skip
+    found = rt.stability.Cushions(
+        layers=("one", "two", "three"), identity_removed=2 * values, effective=values,
+        weight="effective", norm="operator", include_bias=True, batchnorm="batch",
+        not_covered={"w": "is added"}, notes=("cast",),
+    )  # fmt: skip
+    assert found.quantile_interval(0.5, 0.5)[1].isnan().all()
+    assert [" ".join(line.split()) for line in str(found).splitlines()] == [
+        "layer cushions of 6 samples: operator norm, effective, BatchNorm batch, include_bias=True",
+        "layer undefined minimum q01 q05 median maximum median identity removed",
+        "one 0 1 1.05 [0, 2] 1.25 [0, 3] 3.5 [1, 6] 6 7",
+        "two 6 nan nan [nan, nan] nan [nan, nan] nan [nan, nan] nan nan",
+        "three 2 1e-12 1.03e-12 [0, 2e-12] 1.15e-12 [0, 2e-12] 2.5e-12 [0, inf] 5e-12 5e-12",
+        "Not covered: w: is added.",
+        "Note: cast.",
+    ]
+
+
+@pytest.mark.parametrize("given", [-0.01, 0.0, 1.0, 1.01], ids=str)
+def test_probabilities_are_refused_at_their_ends(given):
+    found = rt.layer_cushions(nn.Sequential(nn.Linear(2, 1)), noise(3, 2))
+    between = rt.interlayer_cushions(nn.Sequential(nn.Linear(2, 1)), noise(3, 2), start=0)
+    calls = {
+        "level": [lambda: found.quantile_interval(given)],
+        "confidence": [lambda: found.quantile_interval(0.5, given),
+                       lambda: between.intervals(given),
+                       lambda: rt.compare_cushions(found, found, confidence=given)],
+        "delta": [lambda: rt.stability.Smoothness(ratios=torch.ones(2, 2)).rho(given)],
+    }  # fmt: skip
+    if given not in (0, 1):
+        calls["level"].append(lambda: found.quantile(given))
+    for name, each in calls.items():
+        for call in each:
+            with pytest.raises(ValueError, match=f"^{name}: got {given}, needs a number in"):
+                call()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exponents"),
+    [(torch.float64, (-300, 301, 9)), (torch.float32, (-30, 31, 3)), (torch.bfloat16, (-30, 31, 3)),
+     (torch.float16, (-4, 4, 1))],
+    ids=str,
+)  # fmt: skip
+def test_rows_have_norms_at_every_scale(dtype, exponents):
+    """In decimal numbers of 28 digits; rows of other scales stand beside each."""
+    scales = torch.tensor([10.0**n for n in range(*exponents)]).to(dtype)
+    x = torch.tensor([2.0, -3.0, 6.0]).to(dtype) * scales[:, None]
+    exact = [float(sum(Decimal(v) ** 2 for v in row).sqrt()) for row in x.tolist()]
+    eps = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps  # of the squares
+    torch.testing.assert_close(row_norms(x), torch.tensor(exact), rtol=4 * eps, atol=0)
+    zeros = torch.zeros(2, 3, dtype=dtype)
+    assert row_norms(zeros).tolist() == row_norms(zeros[:, :0]).tolist() == [0.0, 0.0]

@@ -130,6 +130,158 @@ def test_a_batch_for_a_loss_of_net_and_batch_is_one_piece():
             batch.part(start, count)
 
 
+def numbers(batch):
+    """The first entries of its samples, which say which they are."""
+    return (batch.inputs[:, 0] / 2).long().tolist()
+
+
+@pytest.mark.parametrize("kind", ["pair", "images"])
+def test_some_of_the_samples_of_a_batch(kind):
+    """Their inputs, targets, weights, numbers and sizes belong together."""
+    x, weights = torch.arange(14.0).view(7, 2), torch.arange(7.0)
+    content = (x, -x[:, :1]) if kind == "pair" else rt.Images(pixels=x, labels=-x[:, :1])
+    batch = rt.data.Batch(content=content, size=7, first=20, sample_weight=weights)
+    some = {
+        "the second part": (batch.part(3, 3), [3, 4, 5], 23),
+        "the last part": (batch.part(6, 3), [6], 26),
+        "all": (batch.part(0, 7), [*range(7)], 20),
+        "spread": (batch.spread(3), [0, 2, 4], 20),
+        "spread over all": (batch.spread(7), [*range(7)], 20),
+        "ends": (batch.ends(), [6, 0], 20),
+        "one end": (batch.part(2, 1).ends(), [2], 22),
+        "cycled": (batch.cycled(9), [*range(7), 0, 1], 20),
+        "fewer": (batch.cycled(2), [0, 1], 20),
+        "every other": (batch.rows(slice(1, 6, 2)), [1, 3, 5], 20),
+    }
+    for name, (found, expected, first) in some.items():
+        assert numbers(found) == expected and found.size == len(expected), name
+        assert (-found.target[:, 0] / 2).tolist() == found.sample_weight.tolist() == expected, name
+        assert found.first == first, name
+    assert batch.part(0, 7) is batch.spread(7) is batch.spread(9) is batch
+
+
+def test_batches_are_joined_as_long_as_their_samples_are_alike():
+    factor = torch.tensor(3.0)
+    contents = [({"x": X[part], "factor": factor}, Y[part]) for part in PARTS]
+    one, two = (
+        rt.data.Batch(content=(x, y), size=len(y), sample_weight=y[:, 0]) for x, y in contents
+    )
+    both = one.joined(two)
+    assert both.size == 5 and both.sample_weight is None and torch.equal(both.target, Y)
+    assert torch.equal(both.inputs["x"], X) and both.inputs["factor"] == 3
+    other = rt.data.Batch(content=({"x": X[:, :1], "factor": factor}, Y), size=5)
+    assert one.joined(other) is None
+    weighed = [((X[part], Y[part]), Y[part, 0].abs()) for part in PARTS]
+    whole = Data.of([(*pair, w) for pair, w in weighed], sample_weight=True).whole()
+    assert whole.sample_weight.tolist() == Y[:, 0].abs().tolist() and whole.size == 5
+    with pytest.raises(ValueError) as caught:
+        Data.of([(X, Y), (X[:, :1], Y)]).whole()
+    assert str(caught.value) == (
+        "data: samples of different shapes in x and y: some of (1,) and (1,), others of (2,) and "
+        "(1,); needs one shape"
+    )
+
+
+DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64, torch.bfloat16, torch.float16,
+          torch.float32, torch.float64]  # fmt: skip
+CHANGES = {
+    "an entry": lambda x, y: (torch.cat([x[:3], x[3:4] + 1, x[4:]]), y),
+    "a target": lambda x, y: (x, torch.cat([y[:1], y[1:2] + 1, y[2:]])),
+    "entries of a sample": lambda x, y: (x.flip(1), y),
+    "inputs and targets": lambda x, y: (y, x),
+    "targets of others": lambda x, y: (x, y.flip(0)),
+    "one sample more": lambda x, y: (torch.cat([x, x[:1]]), torch.cat([y, y[:1]])),
+    "one sample twice": lambda x, y: (x[[0, 1, 2, 3, 3]], y[[0, 1, 2, 3, 3]]),
+}
+
+
+class Passes:
+    """Gives other batches in each pass."""
+
+    def __init__(self, *passes):
+        self.passes = iter(passes)
+
+    def __iter__(self):
+        return iter(next(self.passes))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_another_pass_gives_otherwise_is_noticed(change, dtype):
+    x = torch.tensor([[1, 4], [2, 9], [7, 3], [8, 5], [6, 0]]).to(dtype)
+    x = x.requires_grad_() if x.is_floating_point() else x
+    pair = x, x.detach() * 2 + 1
+    data = Data.of(Passes([pair], [CHANGES[change](*pair)]))
+    list(data)
+    with pytest.raises(ValueError, match="^data: Passes gives other samples in every pass"):
+        list(data)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_samples_in_another_order_are_told_from_others(ordered):
+    """Once by a warning, or refused where the order matters; other batches are another order."""
+    shuffled = torch.tensor([3, 0, 4, 1, 2])
+    parts = [(X[:2], Y[:2]), (X[2:], Y[2:])]
+    data = Data.of(Passes([(X, Y)], [(X[shuffled], Y[shuffled])], parts, [(X, Y)]))
+    data.ordered = ordered
+    list(data)
+    assert not data.shuffled
+    if ordered:
+        with pytest.raises(ValueError, match="^data: Passes shuffles between passes, and here the"):
+            list(data)
+        return
+    with pytest.warns(
+        UserWarning, match="^data: Passes shuffles between passes; a mean over sa"
+    ) as caught:
+        list(data)
+    assert data.shuffled and caught[0].filename == __file__
+    assert [batch.first for batch in data] == [0, 2]  # any other warning is an error
+    assert [batch.first for batch in data] == [0]
+
+
+PIXELS = torch.arange(5 * 12, dtype=torch.uint8).view(5, 1, 3, 4)
+NOTES = {
+    "bytes": ((PIXELS, torch.arange(5)), {},
+              ["x is of bytes, taken for pixels of images, which are divided by 255"]),
+    "images": (rt.Images(pixels=PIXELS, labels=torch.arange(5)), {}, []),
+    "list": ([X, Y], {"targets": False}, ["a list of two tensors is taken for inputs and targets"]),
+    "tuple": ((X, Y), {"targets": False}, []),
+    "indices": ([(X, Y, torch.arange(5))] * 2, {},
+                ["integers behind (x, y) are left out as indices"]),
+    "weights": ([(X, Y, torch.arange(5))] * 2, {"sample_weight": True}, []),
+    "casts": ([(X, Y)] * 2, {"like": nn.Linear(2, 1).float()},
+              ["x is cast from torch.float64 to the net's torch.float32",
+               "y is cast from torch.float64 to the net's torch.float32"]),
+    "classes": ((X, torch.arange(5)), {"like": nn.Linear(2, 1).double()}, []),
+    "inputs": (X, {"like": nn.Linear(2, 1).float(), "targets": False},
+               ["x is cast from torch.float64 to the net's torch.float32"]),
+    "names": ({"input": X, "label": Y, "id": Y},
+              {"like": nn.Linear(2, 1).double(), "targets": False},
+              ["of x, 'label', 'id' is left out, which the net does not take"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOTES)
+def test_what_was_done_to_data_is_noted_once(kind):
+    given, options, expected = NOTES[kind]
+    data = Data.of(given, **options)
+    batches = 2 if kind in ("indices", "weights", "casts") else 1
+    assert [len(list(data)) for _ in "ab"] == [batches] * 2
+    assert data.notes == expected
+
+
+def test_data_that_can_be_read_once_are_named():
+    pairs = [(X, Y)]
+    for data in (pairs, (X, Y), Data.of(iter(pairs)).held()):
+        Data.of(data).check_rewindable("every product")
+    with pytest.raises(ValueError) as caught:
+        Data.of(iter(pairs)).check_rewindable("every product")
+    assert str(caught.value) == (
+        "data: got list_iterator, which can be read only once, but every product reads the data "
+        "again; pass list(data), a DataLoader or the tensors themselves"
+    )
+
+
 def test_bytes_are_images_with_three_axes_a_sample_only():
     pixels = torch.arange(5 * 12, dtype=torch.uint8)
     ((x, _),) = pairs((pixels.view(5, 12), Y))
@@ -197,9 +349,11 @@ class Scaled(nn.Module):
 
 @pytest.mark.parametrize("sizes", [(1,), (2,), (5,), (1, 2), (1, 1)], ids=str)
 @pytest.mark.parametrize("lengths", [(3, 3), (3, 4)], ids=str)
-def test_few_samples_beside_a_number_and_batches_of_other_lengths(generator, sizes, lengths):
-    net, factor = Scaled(), torch.tensor(3.0)
-    data = []
+@pytest.mark.parametrize("factor", [torch.tensor(3.0), 3.0], ids=["tensor", "number"])
+def test_few_samples_beside_a_number_and_batches_of_other_lengths(
+    generator, sizes, lengths, factor
+):
+    net, data = Scaled(), []
     for size, length in zip(sizes, lengths, strict=False):
         x = torch.randn(size, length, 2, generator=generator)
         data.append(({"x": x, "factor": factor}, torch.arange(size) % 3))
@@ -230,6 +384,8 @@ def test_a_bar_counts_the_batches_of_a_loader(capsys):
         assert "3/3" in capsys.readouterr().err
     rt.layer_cushions(nn.Linear(2, 1), (pair for pair in loader), progress=True)
     assert "3it" in capsys.readouterr().err
+    list(Data.of(loader).held().chunks(1, "held"))
+    assert "held: 100%" in (shown := capsys.readouterr().err) and "3/3" in shown
 
 
 class Gram(nn.Linear):
@@ -266,9 +422,15 @@ def test_images_are_data_of_their_own():
 class Builtin(nn.Module):
     """Its forward shows no signature."""
 
-    forward = staticmethod(torch.tanh)
+    def __init__(self, forward):
+        super().__init__()
+        self.forward = forward
 
 
-def test_a_net_without_a_signature_is_called():
-    found = rt.evaluate(Builtin(), (X, X), loss="square").loss
-    assert found == pytest.approx(0.5 * (X.tanh() - X).square().sum().item() / 5, rel=1e-12)
+@pytest.mark.parametrize(
+    ("forward", "x"), [(torch.tanh, X), (torch.add, (X, 2 * X))], ids=["one", "two"]
+)
+def test_a_net_without_a_signature_is_called(forward, x):
+    output = forward(*x) if isinstance(x, tuple) else forward(x)
+    found = rt.evaluate(Builtin(forward), (x, X), loss="square").loss
+    assert found == pytest.approx(0.5 * (output - X).square().sum().item() / 5, rel=1e-12)

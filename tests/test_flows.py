@@ -328,6 +328,18 @@ def test_feature_gradients_are_those_of_each_samples_own_loss(generator, data, d
     assert_close(rt.dominant_flows(net, data).gradients, exact)
     y[1], exact[1] = -100, 0.0  # a label that the loss ignores
     assert_close(feature_gradients(net, (x, y)), exact)
+    assert not rt.dominant_flows(net, (x, y)).off_path[1].any()  # 0 where nothing flows
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("name", ["sum", "weights"])
+def test_gradients_do_not_depend_on_the_weights_of_a_loss(name, batch, generator):
+    net = build("plain", generator).eval()
+    x, y = torch.randn(3, 3, 8, 8, generator=generator), torch.tensor([3, 0, 7])
+    exact = ((net(x).softmax(1) - F.one_hot(y, 10)) @ net[-1].weight).detach()
+    more = {"reduction": "sum"} if name == "sum" else {"weight": torch.arange(1.0, 11)}
+    found = feature_gradients(net, (x, y), loss=nn.CrossEntropyLoss(**more), batch=batch)
+    assert_close(found, exact)
 
 
 FORMS = {
@@ -412,6 +424,14 @@ def test_paths_of_blocks_follow_their_shortcut(doubling, upper, first):
     assert paths.channels[0].tolist()[:32] == [*range(16), *first]
 
 
+def test_paths_do_not_depend_on_the_default_device():
+    net = rt.diracnet(10)
+    expected = subactivation_paths(net)
+    with torch.device("meta"):  # whose tensors hold no numbers
+        found = subactivation_paths(net)
+    assert all(torch.equal(a, b) for a, b in zip(found.channels, expected.channels, strict=True))
+
+
 def test_a_rule_stands_in_where_the_design_has_no_identity():
     twin = subactivation_paths(rt.full_net(8))
     plain = subactivation_paths(rt.full_net(8, shortcut=False), rule="truncate")
@@ -435,9 +455,13 @@ def test_layers_without_a_path_are_listed():
         (lambda: rt.full_net(8, doubling="proj"), "its shortcut is a projection"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *end(1)), "nothing is mixed"),
         (lambda: nn.Sequential(nn.ReLU(), *end(2)), "pools to 2"),
+        (lambda: nn.Sequential(nn.ReLU(), *end((2, 1))), r"pools to \(2, 1\)"),
+        (lambda: nn.Sequential(nn.ReLU(), *end((1, 2))), r"pools to \(1, 2\)"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *end((1, 1))), "nothing is mixed"),
     ],
-    ids=["linear", "no classifier", "no identity", "projection", "one layer", "wide pool"],
-)
+    ids=["linear", "no classifier", "no identity", "projection", "one layer", "wide pool",
+         "high pool", "broad pool", "one layer and a pair"],
+)  # fmt: skip
 def test_nets_without_paths_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         subactivation_paths(make())

@@ -360,6 +360,18 @@ def test_images_of_two_sizes_name_the_other_one(tree):
     assert rt.load_image_folder(folder, size=4).pixels.shape == (4, 3, 4, 4)
 
 
+def test_one_picture_of_one_color_has_nothing_to_scale(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "a").mkdir()
+    image.new("RGB", (6, 4), (51, 0, 255)).save(tmp_path / "a" / "1.png")
+    found = rt.load_image_folder(tmp_path, size=4, shorter=4)
+    assert found.pixels.shape == (1, 3, 4, 4) and found.labels.tolist() == [0]
+    assert found.mean == (51 / 255, 0.0, 1.0) and found.std == (1.0, 1.0, 1.0)
+    for size, shorter, named in ((0, None, "size: got 0"), (4, 3, "shorter: got 3 with size 4")):
+        with pytest.raises(ValueError, match=f"^{named}, needs"):
+            rt.load_image_folder(tmp_path, size=size, shorter=shorter)
+
+
 def test_a_file_that_is_no_image_is_named(tree):
     folder, _ = tree
     (folder / "a" / "0.png").write_bytes(b"\x89PNG cut")

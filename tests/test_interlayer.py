@@ -59,7 +59,7 @@ class Wrapped(nn.Module):
 
 @pytest.mark.parametrize("kappa", ["none", "spatial", "total"])
 @pytest.mark.parametrize(
-    "start, stop", [(0, 1), (1, 4), (2, 3), (2, None), (6, None), (-3, None)], ids=str
+    "start, stop", [(0, 1), (1, 4), (2, 3), (2, None), (6, None), (-3, None), (3, 7)], ids=str
 )
 def test_exact_cushions_are_those_of_the_jacobian(start, stop, kappa, device):
     net = small_net().to(device)
@@ -108,7 +108,7 @@ def test_blocks_of_a_net_by_one_call():
         rt.stability.block_cushions(net, x, blocks=["block9"])
 
 
-@pytest.mark.parametrize("probes", [2, 8, 64])
+@pytest.mark.parametrize("probes", [2, 4, 5, 64])
 def test_auto_takes_the_cheaper_way(probes):
     net, x = small_net(), noise(2, 2, 5, 5)
     found = rt.interlayer_cushions(net, x, start=3, probes=probes)
@@ -355,6 +355,13 @@ def test_own_statistics_are_those_of_a_batch_of_one():
     assert relative_error(found.values[0], oracle(own, x, "spatial")) < EXACT
 
 
+def test_two_places_are_enough_for_own_statistics():
+    net, own = nn.Sequential(nn.BatchNorm1d(1, eps=0.1)), nn.InstanceNorm1d(1, eps=0.1)
+    x = torch.tensor([[[0.3, -0.4]]])
+    found = rt.interlayer_cushions(net, x, start=0, method="exact", batchnorm="batch")
+    assert relative_error(found.values[0], oracle(own, x, "spatial")) < EXACT
+
+
 def test_with_own_statistics_a_plain_block_does_not_see_the_scale():
     """f(ax) = f(x), so J x = 0 but for eps; the identity alone is left of a residual block."""
     x = noise(2, 3, 8, 8)
@@ -375,6 +382,59 @@ def test_a_net_in_train_mode_is_measured_in_eval_mode_by_default():
 
 
 # -- refusals --------------------------------------------------------------------------------------
+
+
+class Grown(nn.Module):
+    """Grows by a share where samples are in company, as products round by the size of a batch."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x):
+        return x * (1 + self.share * (len(x) > 2)) if self.share else x
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(torch.float64, 2.0**-26), (torch.float32, 2**-11.5)],
+                         ids=str)  # fmt: skip
+@pytest.mark.parametrize("sign", [1, -1])
+def test_samples_depend_on_one_another_beyond_half_the_digits(dtype, step, sign):
+    x = sign * torch.ones(3, 4, dtype=dtype)
+    assert rt.interlayer_cushions(nn.Sequential(Grown(0.9 * step)).to(dtype), x, start=0)
+    with pytest.raises(ValueError, match="the samples of a batch depend on one another"):
+        rt.interlayer_cushions(nn.Sequential(Grown(1.1 * step)), x, start=0)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(torch.float64, 2e-6), (torch.float32, 2**-11.5)],
+                         ids=str)  # fmt: skip
+@pytest.mark.parametrize("sign", [1, -1])
+def test_inputs_change_with_the_batch_beyond_float32s_roundings(dtype, step, sign):
+    x = sign * (1 + noise(5, 4).abs()).to(dtype)
+    layer = nn.Linear(4, 2).to(dtype)
+    rt.layer_cushions(nn.Sequential(Grown(0.9 * step), layer), x)  # any warning is an error
+    with pytest.warns(UserWarning, match="'1' and 0 more layers for one sample depends on the oth"):
+        rt.layer_cushions(nn.Sequential(Grown(1.1 * step), layer), x)
+
+
+def test_columns_of_interlayer_cushions_are_shown_with_their_errors():
+    """By hand: 1 to 6 have the errors √(3.5 / 6) and √91 / 60, 1, 2, 3 and 5 √(35 / 12) / 2."""
+    values = torch.tensor([[4.0, 3, 1, 5, 2, 6], [torch.nan, 1, 3, 2, torch.nan, 5]])
+    found = rt.stability.InterlayerCushions(
+        pieces=("a", "b"), cushions=values, standard_errors=values / 10, probes=(0, 7),
+        sides=("in", "out"), kappa="none", batchnorm="batch",
+    )  # fmt: skip
+    assert [" ".join(line.split()) for line in str(found).splitlines()] == [
+        "interlayer cushions of 6 samples: kappa none, BatchNorm batch",
+        "layer undefined minimum q01 q05 median maximum mean sampling error probe error norm",
+        "a 0 1 1.05 [0, 2] 1.25 [0, 3] 3.5 [1, 6] 6 3.5 0.7638 0.159 exact, by J v",
+        "b 2 1 1.03 [0, 2] 1.15 [0, 2] 2.5 [0, inf] 5 2.75 0.8539 0.1561 7 probes, u J",
+    ]
+    low, high = found.intervals(0.5).unbind(2)
+    width = 0.717558 * values[1] / 10  # Student's t with six degrees of freedom, three quarters
+    torch.testing.assert_close(low[0], values[0])
+    torch.testing.assert_close(high[0], values[0])
+    torch.testing.assert_close(high[1] - values[1], width, rtol=1e-6, atol=0, equal_nan=True)
+    torch.testing.assert_close(values[1] - low[1], width, rtol=1e-6, atol=0, equal_nan=True)
 
 
 class Coupled(nn.Module):
@@ -438,6 +498,9 @@ class Sum(nn.Module):
             r"net: 0: gives \(6, 5, 5\) for 3 samples; needs the samples along the first axis",
         ),
         (small_net, {"start": 9}, "start: got 9, the net has 7 layers"),
+        (small_net, {"start": -8}, "start: got -8, the net has 7 layers"),
+        (small_net, {"start": 0, "stop": 8}, "stop: got 8, the net has 7 layers"),
+        (small_net, {"start": 7}, "stop: got None for start=7, needs a later layer"),
         (small_net, {"start": 3, "stop": 3}, "stop: got 3 for start=3, needs a later layer"),
         (small_net, {"start": "conv"}, "start: unknown name 'conv'"),
         (lambda: Wrapped(small_net()), {"start": 2}, "start: got 2 for Wrapped; needs the name"),

@@ -37,6 +37,18 @@ def standardized(w):
     return (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True)
 
 
+def one_by_one(x, function):
+    return torch.stack([torch.stack([function(token) for token in one]) for one in x])
+
+
+class Same(torch.autograd.Function):
+    """Gives back what it is given, as another tensor of the same numbers."""
+
+    @staticmethod
+    def forward(context, x):
+        return x
+
+
 def filled(x):
     z = torch.zeros(x.shape)
     z[:] = x
@@ -129,6 +141,29 @@ OPERATIONS = {
     "entries along an axis": (
         (4, 3), lambda x, w: x @ w.take_along_dim(w.argsort(0), 0),
         {"w[pick 1]": lambda x, w: (w.sort(0).values, x, x @ w.sort(0).values)}),
+    "behind a function of its own": ((3, 4), lambda x, w: F.linear(x, Same.apply(w)),
+                                     whole(lambda w: w)),
+    "rows behind a function of its own": (
+        (6, 4), lambda x, w: F.linear(x, Same.apply(w[2:4])) - F.linear(x, Same.apply(w[4:])),
+        {"w[2:4]": lambda x, w: (w[2:4], x, x @ w[2:4].T),
+         "w[4:6]": lambda x, w: (w[4:], x, x @ w[4:].T)}),
+    "every other row": ((6, 4), lambda x, w: F.linear(x, w[1::2]),
+                        {"w[4::]": lambda x, w: (w[1::2], x, x @ w[1::2].T)}),
+    "the middle index": ((2, 3, 4), lambda x, w: F.linear(x, w[:, 1]),
+                         {"w[:, 1]": lambda x, w: (w[:, 1], x, x @ w[:, 1].T)}),
+    "mv": ((3, 4), lambda x, w: one_by_one(x, lambda t: torch.mv(w, t)),
+           {f"w#{n + 1}": lambda x, w, n=n: (w, x[n], w @ x[n]) for n in range(5)}),
+    "addmv": ((3, 4), lambda x, w: one_by_one(x, lambda t: torch.addmv(w[:, 0], w, t)),
+              {f"w#{n + 1}": lambda x, w, n=n: (w, x[n], w @ x[n]) for n in range(5)}),
+    "dot": ((4,), lambda x, w: one_by_one(x, lambda t: torch.dot(t, w)),
+            {f"w#{n + 1}": lambda x, w, n=n: (w, x[n], w @ x[n]) for n in range(5)}),
+    "tensordot by lists": ((3, 4), lambda x, w: torch.tensordot(x, w, ([2], [1])),
+                           whole(lambda w: w)),
+    "tensordot by a tensor": (
+        (5, 3, 4), lambda x, w: torch.tensordot(x, w, torch.tensor([[2, 1], [2, 0]])),
+        {"w": lambda x, w: (w, x, torch.einsum("td,tkd->k", x, w))}),
+    "implicit einsum of more axes": ((4, 3), lambda x, w: torch.einsum("...d,dk", x, w),
+                                     whole(lambda w: w.T)),
     "reshaped": ((12,), lambda x, w: F.linear(x, w.view(3, 4)), whole(lambda w: w.view(3, 4))),
     "standardized": ((3, 4), lambda x, w: F.linear(x, standardized(w)), whole(standardized)),
     "masked": ((3, 4), lambda x, w: F.linear(x, w * torch.ones(3, 4).tril()), whole(torch.tril)),
@@ -139,12 +174,18 @@ OPERATIONS = {
         "w#1": lambda x, w: (w, x, x @ w.T),
         "w#2": lambda x, w: (w, torch.tanh(x @ w.T), torch.tanh(x @ w.T) @ w.T),
     }),
-    "both ways": ((3, 4), lambda x, w: torch.tanh(F.linear(x, w)) @ w, {
+    "one row both ways": ((1, 4), lambda x, w: torch.tanh(F.linear(x, w)) @ w, {
+        "w#1": lambda x, w: (w, x, x @ w.T),
+        "w#2": lambda x, w: (w, torch.tanh(x @ w.T), torch.tanh(x @ w.T) @ w),
+    }),
+    "both ways": ((2, 4), lambda x, w: torch.tanh(F.linear(x, w)) @ w, {
         "w": lambda x, w: (w, x, x @ w.T),
         "w.mT": lambda x, w: (w, torch.tanh(x @ w.T), torch.tanh(x @ w.T) @ w),
     }),
     "behind a tensor that samples fill": ((4, 3), lambda x, w: filled(x) @ w,
                                           whole(lambda w: w.T)),
+    "behind a tensor that samples are added to": (
+        (4, 3), lambda x, w: torch.zeros(x.shape).add_(x) @ w, whole(lambda w: w.T)),
     "made, and met by samples": ((3, 4), met, whole(lambda w: w)),
     "sample by sample": ((3, 4), lambda x, w: torch.stack([F.linear(one, w) for one in x]),
                          whole(lambda w: w)),
@@ -231,9 +272,10 @@ def test_inputs_without_an_axis_of_samples_are_listed(shape, function, reason):
     assert re.search(reason, found.not_covered["w"])
 
 
-def test_rows_in_an_order_of_their_own_are_taken_sample_by_sample():
+@pytest.mark.parametrize("batch", [2, 5])
+def test_rows_in_an_order_of_their_own_are_taken_sample_by_sample(batch):
     net, x = Used((3, 4), tangled), noise(5, 2, 4)
-    found, w = rt.layer_cushions(net, x, batch=2), net.w.detach()
+    found, w = rt.layer_cushions(net, x, batch=batch), net.w.detach()
     exact = (x @ w.T).flatten(1).norm(dim=1) / w.norm() / x.flatten(1).norm(dim=1)
     torch.testing.assert_close(found.values[0], exact, rtol=1e-12, atol=0)
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from oracles import noise
@@ -226,6 +227,94 @@ def test_error_at_the_output_is_that_of_a_net_with_other_weights():
     assert relative_error(found.at_output[0, 0], error) < 1e-10
 
 
+@torch.no_grad()
+def plain_weight_noise(net, x, levels, draws, seed, relative):
+    """Errors of all layers by nets with other weights, and the law by the patches they read."""
+    source, rows = torch.Generator().manual_seed(seed), []
+    for name, layer in net.named_modules():
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            continue
+        z, clean, weight = net[: int(name)](x), net(x), layer.weight.clone()
+        before = layer(z)
+        below = (before - layer(torch.zeros_like(z))).flatten(1).norm(dim=1)
+        patches = z
+        if isinstance(layer, nn.Conv2d):
+            patches = nn.functional.unfold(z, 3, stride=layer.stride, padding=layer.padding)
+        law = (len(weight) * patches.flatten(1).square().sum(1)).sqrt() / below
+        noises = [torch.randn(weight.shape, generator=source) for _ in range(draws)]
+        for level in levels:
+            scale = level * float(weight.square().mean().sqrt()) if relative else level
+            squares = torch.zeros(2, len(x))
+            for some in noises:
+                layer.weight.copy_(weight + scale * some)
+                both = (layer(z) - before, below), (net(x) - clean, clean.norm(dim=1))
+                for total, (change, scale_of) in zip(squares, both, strict=True):
+                    total += (change.flatten(1).norm(dim=1) / scale_of).square()
+            layer.weight.copy_(weight)
+            rows.append(torch.stack([*(squares / draws).sqrt(), scale * law]))
+    return torch.stack(rows).view(-1, len(levels), 3, len(x)).permute(1, 2, 0, 3)
+
+
+def pictures():
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 4, 3, stride=2), nn.Tanh(),
+        nn.Flatten(), nn.Linear(4 * 2 * 3, 5),
+    ), (2, 5, 7), ("0", "2", "5")  # fmt: skip
+
+
+def repeated():
+    """Uses its first layer twice: errors are those of the first use."""
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(4, 3)), (4,), ("0", "3")
+
+
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("make", [pictures, repeated])
+def test_curves_of_noisy_weights_are_those_of_nets_with_other_weights(make, relative):
+    """Of all layers, levels and draws, in unequal batches, which meet the same noise."""
+    net, shape, names = make()
+    x = noise(5, *shape) * torch.tensor([1.0, 3, 0.1, 1, 10]).view(5, *[1] * len(shape))
+    levels = [1.0, 1e-3]
+    found = stability.weight_noise(
+        net, x, levels=levels, relative=relative, draws=3, generator=11, batch=2
+    )
+    assert found.places == names and found.levels.tolist() == levels
+    assert (found.relative, found.draws, found.notes) == (relative, 3, ())
+    exact = plain_weight_noise(net, x, levels, 3, 11, relative)
+    for row, name in enumerate(("measured", "at_output", "predicted")):
+        torch.testing.assert_close(getattr(found, name), exact[:, row], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [[], 0.1, [[0.1]], [0.1, 0.0], [0.1, -1.0], [torch.inf, 0.1], [torch.nan, 0.1]],
+    ids=str,
+)
+@pytest.mark.parametrize("measure", [stability.activation_noise, stability.weight_noise])
+def test_levels_are_a_list_of_numbers_above_zero(measure, levels):
+    with pytest.raises(ValueError) as caught:
+        measure(conv_net(), noise(1, 2, 5, 5), levels=levels)
+    assert str(caught.value) == f"levels: got {levels!r}, needs a list of finite numbers above 0"
+
+
+@pytest.mark.parametrize("measure", [stability.activation_noise, stability.interlayer_smoothness])
+@pytest.mark.parametrize("start", [-1, 6])
+def test_places_outside_a_chain_are_refused(measure, start):
+    with pytest.raises(ValueError) as caught:
+        measure(conv_net(), noise(1, 2, 5, 5), start=start)
+    needs = "needs at least 0" if start < 0 else "the last linear layer is number 5"
+    assert str(caught.value) == f"start: got {start}, {needs}"
+    assert measure(conv_net(), noise(1, 2, 5, 5), start=5)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "margin"])
+def test_what_is_above_zero_is_checked(name):
+    call = {"epsilon": stability.interlayer_smoothness, "margin": stability.compression_bound}[name]
+    for given in (0.0, -1.0, torch.inf):
+        with pytest.raises(ValueError, match=f"^{name}: got {given}, needs a finite number above"):
+            call(conv_net(), noise(1, 2, 5, 5), **{name: given})
+
+
 def test_every_layer_of_a_branching_net_is_taken():
     net, x = rt.full_net(8), noise(2, 3, 8, 8)
     found = stability.weight_noise(net, x, levels=[0.1], draws=1)
@@ -243,6 +332,48 @@ def test_contraction_is_the_largest_ratio_of_norms():
     expected = (first.flatten(1).norm(dim=1) / first.relu().flatten(1).norm(dim=1)).max()
     assert found["1"] == pytest.approx(expected.item(), rel=1e-12)
     assert set(found) == {"1", "3"} and min(found.values()) >= 1
+
+
+class Activations(nn.Module):
+    """Calls one activation twice, and what is in their module and none of one input."""
+
+    def __init__(self):
+        super().__init__()
+        self.act, self.idle, self.gate = nn.ReLU(inplace=True), nn.Tanh(), nn.GLU()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.act(self.act(x + 0) - x.abs())
+        return self.attention(x[:, None], x[:, None], x[:, None])[0], self.gate(x)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [([[3.0, -4, 0, 0]], torch.inf), ([[0.0, 0, 0, 0]], 0.0), ([[-1.0, 0, 0, 0]], torch.inf)],
+    ids=["second call", "zeros", "first call"],
+)
+def test_contraction_is_that_of_the_worst_call(rows, expected):
+    assert stability.activation_contraction(Activations(), torch.tensor(rows)) == {
+        "act": expected, "idle": 0.0
+    }  # fmt: skip
+    net, x = nn.Sequential(nn.ReLU()), torch.tensor([[0.0, 0], [5, -12], [3, -4], [8, -6]])
+    for order in (x, x.flip(0)):
+        found = stability.activation_contraction(net, order, batch=3)
+        assert found == {"0": pytest.approx(13 / 5, rel=1e-12)}
+
+
+def test_the_share_of_draws_is_that_of_order_statistics():
+    ratios = torch.arange(1.0, 41).roll(17).view(5, 8)
+    found = stability.Smoothness(ratios=ratios)
+    for delta, rank in ((0.01, 1), (0.05, 2), (0.5, 20), (0.99, 39)):
+        assert found.rho(delta) == rank == np.quantile(ratios, delta, method="lower")
+    assert found.rho() == 2
+
+
+def test_overlap_is_that_of_the_longer_side():
+    net = nn.Sequential(nn.Conv2d(2, 3, (2, 5), stride=(1, 2)), nn.ReLU(), nn.Conv2d(3, 2, (3, 1)))
+    found = stability.compression_bound(net, noise(2, 2, 5, 7), margin=1.0)
+    assert found.overlap.tolist() == [3, 3]
 
 
 def test_smoothness_is_infinite_in_a_linear_net_and_finite_behind_kinks():

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import resid_theory as rt
 from resid_theory import stability
+from resid_theory.data import augment, draw_crops
 from resid_theory.eigen import Spectrum
 from resid_theory.identity import with_identity
 
@@ -188,8 +189,22 @@ def chain():
 MAPS = POINTS.new_tensor(range(5 * 16)).view(5, 1, 4, 4).sin(), torch.arange(5) % 3
 
 
-def cushions(**options):
-    return rt.layer_cushions(chain(), MAPS, **options)
+BYTES = torch.arange(5 * 16).view(5, 1, 4, 4).mul(37).remainder(256).byte()
+
+
+def here(tensor):
+    """On the CPU, where a pretended GPU is none."""
+    return tensor
+
+
+def placed(there):
+    """The net and its samples on a device."""
+    maps = tuple(map(there, MAPS))
+    return chain().to(maps[0].device), maps
+
+
+def cushions(there=here, **options):
+    return rt.layer_cushions(*placed(there), **options)
 
 
 def compared():
@@ -206,30 +221,30 @@ def trained():
     return torch.cat([*weights, *run.first_losses, POINTS.new_tensor(numbers)])
 
 
-def noisy():
+def noisy(there=here):
     """The curves of both kinds of noise."""
-    found = [stability.activation_noise(chain(), MAPS, probes=3, draws=2),
-             stability.weight_noise(chain(), MAPS, relative=True, draws=2)]  # fmt: skip
+    found = [stability.activation_noise(*placed(there), probes=3, draws=2),
+             stability.weight_noise(*placed(there), relative=True, draws=2)]  # fmt: skip
     parts = [part for curves in found for part in
              (curves.levels, curves.measured, curves.predicted, curves.at_output)]  # fmt: skip
     return torch.cat([part.flatten() for part in parts])
 
 
-def between(**options):
-    found = rt.interlayer_cushions(chain(), MAPS, start=1, **options)
+def between(there=here, **options):
+    found = rt.interlayer_cushions(*placed(there), start=1, **options)
     return torch.cat([found.values[..., None], found.standard_errors[..., None],
                       found.intervals(0.9)], 2)  # fmt: skip
 
 
-def bounded():
-    found = stability.compression_bound(chain(), MAPS, margin=2.0, probes=3)
+def bounded(there=here):
+    found = stability.compression_bound(*placed(there), margin=2.0, probes=3)
     return torch.stack([found.layer_cushions, found.interlayer, found.spread, found.overlap])
 
 
-def flowing():
-    found = rt.dominant_flows(chain(), MAPS, rule="repeat")
+def flowing(there=here):
+    found = rt.dominant_flows(*placed(there), rule="repeat")
     shares = [found.all_shares.flatten(1), found.off_path, found.gradients]
-    return torch.cat([*shares, stability.feature_gradients(chain(), MAPS)], 1)
+    return torch.cat([*shares, stability.feature_gradients(*placed(there))], 1)
 
 
 IN_FLOAT64 = {
@@ -301,6 +316,20 @@ def from_zero(there, **options):
     return rt.theory.zero_point(tuple(map(there, PAIR)), blocks=3, **options)
 
 
+def moved(there):
+    """Images, crops, samples and moments that move to a device by themselves."""
+    device = there(POINTS).device
+    images = rt.Images(pixels=BYTES, labels=torch.arange(5), mean=(0.4,), std=(0.3,))
+    crops = draw_crops(5, pad=2, generator=torch.Generator().manual_seed(0))
+    cut = [augment(there(BYTES), crops.to(device), pad=2, padding=how).double().flatten()
+           for how in ("zeros", "reflect")]  # fmt: skip
+    parts = [images.to(device).inputs(images.to(device).pixels, torch.float64)]
+    parts += [rt.Regression(*PAIR).to(device).y, rt.Regression(*PAIR).moments.to(device).syx]
+    net = chain().to(device)
+    return torch.cat([*cut, *(part.flatten() for part in parts), net(parts[0]).flatten(),
+                      there(rt.layer_cushions(net, images).values).flatten()])  # fmt: skip
+
+
 SHARES = POINTS @ POINTS.mT  # (3, 3)
 
 
@@ -352,6 +381,16 @@ def chained(function):
 
 
 ON_A_GPU = {
+    "moved": moved,
+    "cushions, operator": lambda there: cushions(there, norm="operator").effective,
+    "noise": noisy,
+    "interlayer, exact": lambda there: between(there, method="exact"),
+    "interlayer, probes": lambda there: between(there, method="probes", probes=3),
+    "smoothness": lambda there: stability.interlayer_smoothness(*placed(there), draws=2).ratios,
+    "contraction": lambda there: torch.tensor(
+        [*stability.activation_contraction(*placed(there)).values()]),
+    "bound": bounded,
+    "flows": flowing,
     "layouts": wired,
     "layout of maps": lambda there: rt.theory.zero_point(
         (there(PAIR[0]), there(PAIR[1][:, :3].contiguous())),

@@ -306,6 +306,24 @@ def of_lines(found):
                         for k in lines for t in places]  # fmt: skip
 
 
+def of_flows(found):
+    samples = found.shares.numpy()
+    yield "layer", [*found.layers]
+    yield "share", samples.mean(0).tolist()
+    yield "share_error", (samples.std(0, ddof=1) / len(samples) ** 0.5).tolist()
+    yield "off_path", found.off_path.numpy().mean(0).tolist()
+
+
+def of_bound(found):
+    yield "layer", [*found.layers]
+    columns = [part.tolist() for part in
+               (found.layer_cushions, found.interlayer, found.spread, found.overlap)]  # fmt: skip
+    names = "layer_cushion", "interlayer_cushion", "spread", "overlap"
+    yield from zip(names, columns, strict=True)
+    rows = zip(*columns, strict=True)
+    yield "term", [(beta * ends / (mu * between)) ** 2 for mu, between, beta, ends in rows]
+
+
 def of_noise(found):
     levels, places, _ = found.measured.shape
     yield "level", [level for level in found.levels.tolist() for _ in range(places)]
@@ -325,9 +343,9 @@ def of_smoothness(found):
 
 
 TABLES = {
-    "BatchSpectra": of_batches, "ChannelPaths": of_paths, "Density": of_density,
-    "LayerTable": of_layers, "LossAlong": of_lines, "NoiseCurves": of_noise,
-    "Smoothness": of_smoothness,
+    "BatchSpectra": of_batches, "ChannelPaths": of_paths, "CompressionBound": of_bound,
+    "Density": of_density, "Flows": of_flows, "LayerTable": of_layers, "LossAlong": of_lines,
+    "NoiseCurves": of_noise, "Smoothness": of_smoothness,
 }  # fmt: skip
 
 

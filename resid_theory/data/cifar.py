@@ -90,7 +90,7 @@ def _records(folders: tuple[Path, ...], batches: tuple[str, ...], progress: bool
     )
     packed = store.read_bytes(path, sha256=_ARCHIVE_SHA256, remedy=_REMEDY)
     # Members are read in memory by their names: nothing is ever extracted to the disk.
-    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as archive:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         files = [archive.extractfile(f"{_FOLDER}/{name}") for name in batches]
         contents = [b"" if file is None else file.read() for file in files]
     pairs = zip(contents, batches, strict=True)

@@ -45,7 +45,7 @@ def whole_set(data: Any) -> Triple | Images | Mapping[str, Any] | None:
     by_name = _named(data)
     if by_name is not None:
         return _as_images(by_name)
-    if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
+    if not isinstance(data, (tuple, list)):
         return None
     # A list of two batches looks like a pair of arrays, except for its entries.
     if all(map(_is_batch, data)):

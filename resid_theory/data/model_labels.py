@@ -78,4 +78,4 @@ def _slope(value: Tensor, at: Tensor) -> Tensor:
     if not (value.requires_grad and at.requires_grad):
         return value.detach()
     (slope,) = torch.autograd.grad(value, at, materialize_grads=True)
-    return slope.detach()
+    return slope

@@ -186,8 +186,8 @@ def takes(net: nn.Module, *args: Any, **kwargs: Any) -> bool:
         inspect.signature(net.forward).bind(*args, **kwargs)
     except TypeError:
         return False
-    except ValueError:
-        return True
+    except ValueError:  # it shows none
+        pass
     return True
 
 

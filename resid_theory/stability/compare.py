@@ -156,9 +156,8 @@ def compare_cushions(
 def holm(p_values: Tensor) -> Tensor:
     """P-values adjusted by Holm's method, in the same order; reject those below the level."""
     order = p_values.argsort()
-    factors = torch.arange(len(p_values), 0, -1, device=p_values.device)
-    stepped = (p_values[order] * factors).cummax(0).values.clamp(max=1)
-    return torch.empty_like(stepped).scatter_(0, order, stepped)
+    factors = torch.arange(len(p_values), 0, -1)
+    return (p_values[order] * factors).cummax(0).values.clamp(max=1)[order.argsort()]
 
 
 def _units(argument: str, given: Any) -> dict[str, Any]:
@@ -207,12 +206,11 @@ def _compared(
         lambda a, b, axis=-1: np.median(a, axis) - np.median(b, axis),
         n_resamples=resamples,
         batch=max(1, _AT_ONCE // max(len(x), len(y))),
-        vectorized=True,
         confidence_level=confidence,
         method="percentile",
         random_state=rng,
     ).confidence_interval
-    test = stats.mannwhitneyu(x, y, alternative="two-sided")
+    test = stats.mannwhitneyu(x, y)
     delta = 2 * test.statistic / (len(x) * len(y)) - 1
     medians = float(np.median(x)), float(np.median(y))
     return medians, (float(bootstrap.low), float(bootstrap.high)), float(delta), float(test.pvalue)

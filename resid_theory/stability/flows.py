@@ -164,9 +164,8 @@ def dominant_flows(
                 ladder = _ladder(net, part, paths)
                 if size is None:
                     # One sample has shown how large the flows are.
-                    size = max(1, min(some.size, _at_once(ladder) // ladder[-1][1].shape[1]))
-                    if size > 1:
-                        continue
+                    size = max(1, _at_once(ladder) // ladder[-1][1].shape[1])
+                    continue
                 target = part.target
                 gradients = _gradients(net[paths.top :], ladder[-1][1], target, scored)
                 parts.append((*_read(ladder, gradients, paths), gradients))

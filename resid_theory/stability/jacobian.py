@@ -90,11 +90,11 @@ def _by_two_gradients(function: Function, z: Tensor, tangent: Tensor) -> tuple[T
         cotangent = torch.zeros_like(value, requires_grad=True)
         (grad,) = torch.autograd.grad(value, leaf, cotangent, create_graph=True)
         (product,) = torch.autograd.grad(grad, cotangent, tangent)
-    return value.detach(), product
+    return value, product
 
 
 def _recorded(function: Function, z: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = z.detach().clone().requires_grad_()
+    leaf = z.detach().requires_grad_()
     return function(leaf.clone()) + leaf[:0].sum(), leaf  # also of a map that ignores z
 
 
@@ -117,7 +117,7 @@ def better_side(function: Function, z: Tensor, *, generator: torch.Generator, ro
         few = z[:_PILOT_SAMPLES]
         squares = _squares(function, few, side, _PILOT_PROBES, generator, rows)
         relative = squares.var(0) / squares.mean(0).square()
-        spread[side] = float(relative.nan_to_num(0.0).mean())
+        spread[side] = float(relative.nanmean())
     return "in" if spread["in"] < spread["out"] else "out"
 
 
@@ -144,7 +144,7 @@ def products(
             value, leaf = _recorded(function, many)  # one graph for all vectors
     for start in range(0, count, at_once):
         copies = min(at_once, count - start)
-        vectors = torch.zeros(at_once, len(z), size, dtype=z.dtype, device=z.device)
+        vectors = z.new_zeros(at_once, len(z), size)
         if probes is None:
             for copy in range(copies):
                 vectors[copy, :, start + copy] = 1

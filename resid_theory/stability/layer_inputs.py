@@ -57,13 +57,7 @@ class RowOrder:
 
     def norms(self, x: Tensor, samples: int) -> Tensor:
         """Euclidean norms of the samples of an input or output, (samples,), float64."""
-        moved = x if self.axis is None else x.movedim(self.axis, 0)
-        in_turn = moved.is_contiguous() and (self.sample_major or self.each == 1)
-        if in_turn or x.dim() > 3 or self.axis == x.dim() - 1:
-            return row_norms(self.rows(x, samples))
-        # By tokens first, because their rows would have to be copied to lie side by side.
-        each = row_norms(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], 1)
-        return row_norms(self.rows(each, samples))
+        return row_norms(self.rows(x, samples))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

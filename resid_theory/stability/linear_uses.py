@@ -177,7 +177,7 @@ class LinearUse:
         if self.owner is None:
             return self.kernel
         layer = self.owner.layer if isinstance(self.owner, AddIdentity) else self.owner
-        return identity_removed(layer).detach()
+        return identity_removed(layer)
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """The map without its bias, with some weight, of another input of its kind."""

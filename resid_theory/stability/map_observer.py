@@ -223,12 +223,12 @@ class MapObserver(TorchFunctionMode):
             size, lone = module.embed_dim, False  # its projections share a matrix
             rows = [slice(n, n + size) for n in range(0, len(pieces[0].weight), size)]
         for piece, some in itertools.product(pieces, rows):
-            part = piece.part[some] if len(rows) > 1 else piece.part
-            self._report_one(
-                piece._replace(part=part, weight=piece.weight[some], place=piece.place[..., some]),
-                operation, label if lone else tracker.label_of_part(label, weight, part),
-                tracker.origins(weight), None if bias is None else bias[some],
-            )  # fmt: skip
+            if len(rows) > 1:
+                piece = Piece(piece.part[some], piece.weight[some], piece.input,
+                              piece.place[..., some])  # fmt: skip
+            named = label if lone else tracker.label_of_part(label, weight, piece.part)
+            added = None if bias is None else bias[some]
+            self._report_one(piece, operation, named, tracker.origins(weight), added)
         return True
 
     def _report_one(
@@ -258,7 +258,7 @@ class MapObserver(TorchFunctionMode):
         self._before.setdefault(key, set()).update(self._latest)
         self._latest = {key}
         self._report(LinearUse(
-            name=name, number=self._counts[name], input=x, kernel=piece.weight.detach(),
+            name=name, number=self._counts[name], input=x, kernel=piece.weight,
             place=piece.place, bias=bias, owner=owner, geometry=geometry,
             routed=self._tracker.is_routed(operation.operands[0])
             or self._tracker.is_routed(operation.operands[1]),

@@ -20,13 +20,14 @@ def operator_frobenius(
     Each axis has its own table: how many outputs read one input through the taps t and t'. The
     product of the tables weighs the products of kernel entries:
 
-    .. math:: \|A\|_F^2 = \sum_{t, t'} \Big(\sum_{o, i} K_{oit} K_{oit'}\Big) \prod_a C_a(t_a, t'_a)
+    .. math:: \|A\|_F^2
+        = \sum_{t, t'} \Big(\sum_{o, i} \bar K_{oit} K_{oit'}\Big) \prod_a C_a(t_a, t'_a)
 
     With zero padding two taps never meet, and what is left is the count of valid outputs of each
     tap; circular, reflected and replicated borders add the taps that meet there.
 
     Args:
-        weight: (out, in), or (out, in / groups, *kernel).
+        weight: (out, in), or (out, in / groups, *kernel), float64 or complex128, on the CPU.
         geometry: How a convolution moves; None for a matrix.
         size: Spatial size of the input, one number for each axis of the kernel.
 
@@ -46,7 +47,6 @@ def operator_frobenius(
     tables = [
         _table(geometry, weight.shape[2 + axis], axis, length) for axis, length in enumerate(size)
     ]
-    weight = weight.detach().to(torch.float64)
     scale = weight.abs().max()
     if scale == 0:
         return scale
@@ -55,7 +55,7 @@ def operator_frobenius(
     counts = tables[0]
     for table in tables[1:]:
         counts = torch.kron(counts, table)
-    return scale * (flat.T @ flat * counts.to(flat)).sum().sqrt()
+    return scale * (flat.mH @ flat * counts).sum().real.sqrt()
 
 
 @functools.lru_cache(maxsize=64)  # most layers of a net have the geometry of others

@@ -32,7 +32,6 @@ class Submap:
             raise ValueError(
                 f"start: the input of {self.name} is {kind}; needs real vectors, (b, ...)"
             )
-        object.__setattr__(self, "z", z.detach())
 
 
 class _Reached(Exception):
