@@ -76,10 +76,11 @@ class TrivialFlow:
             Float64 in [0, 1]; the entries of a row belong to one net and are not independent.
         """
         n, source = self.channels, as_generator(generator)
-        left, step = check_int("draws", draws), max(1, _WORKSPACE // (8 * n**2))
+        total, step = check_int("draws", draws), max(1, _WORKSPACE // (8 * n**2))
         like: dict[str, Any] = dict(generator=source, dtype=torch.float64, device=source.device)
         parts = []
-        for count in [step] * (left // step) + [left % step] * (left % step > 0):
+        for done in range(0, total, step):
+            count = min(step, total - done)
             flow = torch.diag_embed(self.signal * torch.randn(count, n, **like))
             shares = [_dominant_share(flow)]
             for layer in range(self.layers):

@@ -41,7 +41,7 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
     units, maps, moments = prepare(net, data)
     gamma, layers = residual(maps, moments), maps.layers
     # All layers side by side: R_k one above the other (all inputs, d), L_k (k, all outputs).
-    before, after = torch.cat(maps.before, -2), torch.cat(maps.after, -1)
+    before, after = torch.cat(maps.before), torch.cat(maps.after, 1)
     # C of every pair of layers, (all inputs, all outputs): zero unless the column's is earlier.
     own = torch.eye(after.shape[1]).to(after).split([len(w) for w in layers])
     responses = torch.cat(forward(units, after.new_zeros(before.shape[1], after.shape[1]), own)[0])

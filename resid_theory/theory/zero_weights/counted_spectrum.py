@@ -25,12 +25,13 @@ _DENSE = 3000  # rows up to which one dense solve beats counting
 def inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Inverses of pivots, (t, b, b), and numbers of negative eigenvalues, (t,)."""
     values = np.linalg.eigvalsh(pivots)
+    size = values.shape[1]
     # A pivot that is zero to round-off may be moved by as much: the count is then that of a point
     # at this distance. By twice as much, or one just below zero would become singular.
-    tiny = 4 * pivots.shape[-1] * _EPS * np.abs(values).max(-1) + 1e-300
-    moved = np.where(np.abs(values).min(-1) < tiny, 2 * tiny, 0.0)[..., None]
-    safe = pivots + moved[..., None] * np.eye(pivots.shape[-1])
-    return np.linalg.inv(safe), (values + moved < 0).sum(-1)
+    tiny = 4 * size * _EPS * np.abs(values).max(1) + 1e-300
+    moved = np.where(np.abs(values).min(1) < tiny, 2 * tiny, 0.0)[:, None]
+    safe = pivots + moved[..., None] * np.eye(size)
+    return np.linalg.inv(safe), (values + moved < 0).sum(1)
 
 
 class CountedSpectrum(SpectralStatistics):
