@@ -476,6 +476,23 @@ def test_perturbed_targets(generator):
     assert 0 < found.loss < 0.2**2
 
 
+def test_of_some_perturbations_the_widest_apart_is_taken(generator):
+    x, y, drawn = sphere(generator, 6, 4), classes(6, 4), []
+    source = torch.Generator().manual_seed(3)
+    for _ in range(5):
+        moved = y + 0.3 / 4**0.5 * torch.randn(6, 4, generator=source, dtype=torch.float64)
+        moved = moved / moved.norm(dim=1, keepdim=True)
+        pairs = [(i, j) for j in range(6) for i in range(j)]
+        apart = [float((p[i] - q[j]).norm()) for i, j in pairs
+                 for p, q in ((x, x), (moved, moved), (moved, x))]  # fmt: skip
+        drawn.append((min(apart), moved))
+    best = max(drawn, key=lambda pair: pair[0])
+    assert best is not drawn[0] and best is not drawn[-1]
+    found = rt.theory.interpolate(x, y, units=60, mode="perturbed", noise=0.3, draws=5, generator=3)
+    assert found.separation == pytest.approx(best[0], rel=1e-12)
+    assert (found.targets - best[1]).abs().max() <= 4 * EPS
+
+
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
 @pytest.mark.parametrize("width", [3, 6])
 def test_merged_targets(generator, tolerance, width):

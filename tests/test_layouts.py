@@ -791,6 +791,20 @@ def test_last_biases_that_shift_the_output_alike_have_zeros_and_no_nan(seed):
     assert float((values - exact).abs().max()) <= HESSIAN * float(exact.abs().max())
 
 
+def test_last_biases_of_narrow_blocks_under_a_loss_that_curves_down():
+    wires = [[EYE]], [EYE, drawn(D, 1, seed=9)]
+    net, (x, y) = LayoutNet(D, *wires, branch=2, last_bias=True), data()
+    values = torch.linalg.eigvalsh(oracles.hessian_by_nested_gradients(
+        -oracles.square_loss(net(x), y), list(net.parameters())
+    ))  # fmt: skip
+    point = rt.theory.zero_point(
+        (x, y), layout=Layout(*wires, branch=2), last_bias=True,
+        loss=lambda output, target: -0.5 * (output - target).square().sum(1).mean(),
+    )  # fmt: skip
+    assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * values.abs().max()
+    assert float((point.shift - (y - x).mean(0)).abs().max()) <= 1e-14
+
+
 def test_hidden_width_is_that_of_the_input_and_a_class_is_no_norm():
     draws = torch.Generator().manual_seed(0)
     A, a = [[torch.randn(4, 3, generator=draws)]], [None, torch.randn(2, 5, generator=draws)]
