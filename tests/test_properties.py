@@ -334,7 +334,7 @@ SHARES = POINTS @ POINTS.mT  # (3, 3)
 
 
 def wired(there):
-    """Products of shares in layouts that are given as tensors."""
+    """Coefficients and products of shares in layouts that are given as tensors."""
     layouts = [
         rt.theory.Layout(there(SHARES.tril()), there(POINTS[0])),
         rt.theory.Layout.dense(there(SHARES.tril())),
@@ -344,9 +344,10 @@ def wired(there):
             there(POINTS[:, 2:]), start=there(POINTS[0, 1:3]), readout=there(POINTS[2, :2]),
         ),
     ]  # fmt: skip
-    return torch.cat(
-        [part for one in layouts for part in (one.products, POINTS.new_tensor([one.direct]))]
-    )
+    return torch.cat([
+        part for one in layouts
+        for part in (one.products, one.coefficients()[0].flatten(), POINTS.new_tensor([one.direct]))
+    ])  # fmt: skip
 
 
 def attending(there, **options):

@@ -90,8 +90,7 @@ def lyapunov_exponents(width: int, *, init: str = "xavier", scale: float = 0.01)
     """
     d = check_int("width", width)
     # A gain of 0 has no logarithm; the formula is that of normal entries.
-    rows = INITIALIZATIONS.items()
-    known = [name for name, row in rows if row.gain and (row.deviation or row.orthogonal)]
+    known = [name for name in _GAINS if INITIALIZATIONS[name].gain]
     if INITIALIZATIONS[check_choice("init", init, known)].orthogonal:
         return torch.zeros(d, dtype=torch.float64)
     freedom = torch.arange(d, 0, -1, dtype=torch.float64)
