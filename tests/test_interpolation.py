@@ -471,6 +471,7 @@ def test_perturbed_targets(generator):
     assert torch.equal(same.targets, found.targets)
     assert (found.output - found.targets).norm(dim=1).max() <= INTERPOLATION
     assert found.lower_bound <= found.largest_norm <= found.upper_bound
+    assert found.lower_bound == rt.theory.least_norm(x, found.targets, units=400)
     expected = 0.5 * (found.targets - y).square().sum(1).mean()
     assert found.loss == pytest.approx(float(expected), rel=1e-9)
     assert 0 < found.loss < 0.2**2
@@ -501,6 +502,7 @@ def test_merged_targets(generator, tolerance, width):
     assert (found.output - y).norm(dim=1).max() <= tolerance + ROUNDED
     assert found.error <= INTERPOLATION
     assert found.lower_bound <= found.largest_norm <= found.upper_bound
+    assert found.lower_bound == rt.theory.least_norm(x, y, units=240, tolerance=tolerance)
     rho, together = found.separation, 12 / min(width, 12)
     shrinking = 19 + 5.3 * math.log(together * rho / (4 * tolerance))
     cost = 12 * (8 * math.pi**2 / rho**2 + shrinking / rho) / (240 - 36) / (1 - 1e-3)

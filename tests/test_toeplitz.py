@@ -67,7 +67,7 @@ def test_counts_between_eigenvalues(size, blocks, kind):
 
 
 PIVOTS = [[0.0, 1.0], [-1e-17, 1.0], [-1e-15, 1.0], [1e-15, -1.0], [-1e-3, 1.0], [0.0, 0.0],
-          [-2.0, -3.0], [-1e-3, 1e12]]  # fmt: skip
+          [-2.0, -3.0], [-1e-3, 1e12], [-7.9 * EPS, 1.0]]  # fmt: skip
 
 
 @pytest.mark.parametrize("pivots", [PIVOTS[:1], PIVOTS[3:4], PIVOTS], ids=["zero", "tiny", "all"])
