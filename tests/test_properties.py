@@ -449,10 +449,10 @@ def test_a_gpu_finds_the_same(name, cuda):
     torch.testing.assert_close(found.cpu(), exact, rtol=1e-10, atol=1e-12)
 
 
-DIFFERENTIABLE = {"descent", "exceedance", "huber", "one-hot", "square", "whitened"}
+READ = "zero layout linear interpolation attention biases mlp moments least".split()
 
 
-@pytest.mark.parametrize("name", sorted(ON_A_GPU.keys() - DIFFERENTIABLE))
+@pytest.mark.parametrize("name", [name for name in ON_A_GPU if name.startswith(tuple(READ))])
 def test_numbers_in_single_precision_are_read_as_they_are_and_without_their_graph(name):
     exact = ON_A_GPU[name](lambda tensor: tensor.float().double())
     found = ON_A_GPU[name](lambda tensor: tensor.float().requires_grad_())
