@@ -750,13 +750,24 @@ def test_a_layer_whose_input_is_overwritten_behind_it_is_seen_as_it_was():
     assert torch.equal(found, rt.layer_cushions(nn.Sequential(net.layer), x).values)
 
 
-def test_batch_statistics_are_recorded_and_leave_no_trace(left_alone):
-    net = rt.full_net(8)
-    x = noise(6, 3, 16, 16)
+@pytest.mark.parametrize("mode", ["eval", "batch"])
+def test_batch_statistics_are_those_of_each_batch_and_leave_no_trace(mode, left_alone):
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4)
+    )
+    net[1].running_mean.fill_(0.3)
+    x, weight = noise(5, 2, 4, 4), net[3].weight.detach()
     with left_alone(net):
-        one, other = (rt.layer_cushions(net, x, batchnorm=mode) for mode in ("eval", "batch"))
-    assert (one.batchnorm, other.batchnorm) == ("eval", "batch")
-    assert not torch.allclose(one.values, other.values)
+        found = rt.layer_cushions(net, x, batch=3, batchnorm=mode)
+    assert found.batchnorm == mode and found.layers == ("0", "3")
+    for part, values in zip(x.split(3), found.values.split(3, dim=1), strict=True):
+        z = net[0](part).detach()
+        mean, variance = torch.full((3, 1, 1), 0.3), torch.ones(3, 1, 1)
+        if mode == "batch":
+            variance, mean = torch.var_mean(z, (0, 2, 3), correction=0, keepdim=True)
+        z = ((z - mean) / (variance + 1e-5).sqrt()).flatten(1)
+        exact = (z @ weight.T).norm(dim=1) / weight.norm() / z.norm(dim=1)
+        torch.testing.assert_close(values[1], exact, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -13,7 +13,16 @@ import torch
 from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
-from resid_theory.data import download, load_mnist, load_whitened, mnist, one_hot, whiten, whitening
+from resid_theory.data import (
+    download,
+    load_images,
+    load_mnist,
+    load_whitened,
+    mnist,
+    one_hot,
+    whiten,
+    whitening,
+)
 
 EPS = torch.finfo(torch.float64).eps
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte",
@@ -302,6 +311,20 @@ def test_a_missing_file_is_downloaded_once(small, monkeypatch):
     assert kept == [f"{NAMES[0]}.gz", f"{NAMES[1]}.gz"]
     no_mirrors(monkeypatch, small)
     check_small(*load_mnist("train", progress=False))
+
+
+LOADS = {
+    "load_mnist": lambda progress: load_mnist("train", progress=progress),
+    "load_images": lambda progress: load_images("mnist", progress=progress),
+    "load_whitened": lambda progress: load_whitened("mnist", 1, progress=progress),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_is_shown_where_it_is_asked_for(small, capsys, name, progress):
+    LOADS[name](progress)
+    assert bool(capsys.readouterr().err) == progress
 
 
 @pytest.mark.parametrize("sub", ["mnist", "."])

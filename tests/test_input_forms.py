@@ -345,6 +345,12 @@ def test_bars_are_shown_where_they_are_asked_for(function, capsys):
     assert shown.startswith(f"\r{BARS[function]}:") and "3/3" in shown
 
 
+@pytest.mark.parametrize("function", BARS)
+def test_results_say_what_was_done_to_the_data(function):
+    cast = "x is cast from torch.float32 to the net's torch.float64"
+    assert PASSES[function](X.float()).notes == (cast,)
+
+
 @pytest.mark.parametrize("function", PASSES)
 def test_data_are_read_once(function):
     data = Counted([x for (x,) in parts(X)])

@@ -368,6 +368,9 @@ def test_the_share_of_draws_is_that_of_order_statistics():
     for delta, rank in ((0.01, 1), (0.05, 2), (0.5, 20), (0.99, 39)):
         assert found.rho(delta) == rank == np.quantile(ratios, delta, method="lower")
     assert found.rho() == 2
+    assert [" ".join(line.split()) for line in str(found).splitlines()] == [
+        "interlayer smoothness of 8 samples, 5 draws each", "δ ρ", "0.01 1", "0.05 2", "0.5 20",
+    ]  # fmt: skip
 
 
 def test_overlap_is_that_of_the_longer_side():

@@ -57,7 +57,7 @@ class Moments:
                 f"moments: got sxx, syx, syy of shapes {shapes}, needs (d, d), (k, d), (k, k)"
             )
         for name, moment in (("sxx", self.sxx), ("syy", self.syy)):
-            gap = (moment - moment.mT).abs().max().item()
+            gap = (moment - moment.mT).max().item()  # of both signs
             if gap > 1e-10 * moment.abs().max().item():  # far above round-off, far below a mistake
                 raise ValueError(f"{name}: differs from its transpose by {gap:.2g}, needs symmetry")
 

@@ -46,7 +46,7 @@ class PassRecord:
 def _marks(part: Tensor) -> Tensor:
     """A checksum of every row: its bit patterns times fixed odd numbers, modulo 2^64."""
     part = torch.view_as_real(part) if part.is_complex() else part
-    rows = part.detach().cpu().reshape(len(part), -1)
+    rows = part.cpu().reshape(len(part), -1)
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = rows.contiguous().view(kind[rows.element_size()]).to(torch.int64)
     # Steele, Lea & Flood's golden gamma: its multiples are spread over all 64 bits.

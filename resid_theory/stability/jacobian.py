@@ -25,8 +25,7 @@ __all__ = ["Function", "better_side", "differentiable", "each_sample_a_batch", "
 Function = Callable[[Tensor], Tensor]
 """A map of a batch, sample by sample: any number of rows, each row of the result from its own."""
 
-_PILOT_SAMPLES = 8
-_PILOT_PROBES = 8
+_PILOT = 8  # samples, and probes of each
 
 
 @contextmanager
@@ -114,8 +113,7 @@ def better_side(function: Function, z: Tensor, *, generator: torch.Generator, ro
     """The side on which signs have the smaller variance, from a pilot that is thrown away."""
     spread = {}
     for side in ("in", "out"):
-        few = z[:_PILOT_SAMPLES]
-        squares = _squares(function, few, side, _PILOT_PROBES, generator, rows)
+        squares = _squares(function, z[:_PILOT], side, _PILOT, generator, rows)
         relative = squares.var(0) / squares.mean(0).square()
         spread[side] = float(relative.nanmean())
     return "in" if spread["in"] < spread["out"] else "out"
