@@ -538,12 +538,13 @@ def test_the_largest_gain_of_either_sign_sets_the_escape():
     assert one.escape_time == pytest.approx(3 * three.escape_time, rel=1e-14)
 
 
-def test_gains_beyond_the_range_of_floats_are_carried_as_logarithms():
-    mix = 10.0 * torch.eye(2, dtype=torch.float64).expand(2000, 2, 2)
-    ones = torch.ones(2000, 2, dtype=torch.float64)
+@pytest.mark.parametrize(("count", "factor"), [(2000, 10.0), (20, 1e100), (20, 1e-100)])
+def test_gains_beyond_the_range_of_floats_are_carried_as_logarithms(count, factor):
+    mix = factor * torch.eye(2, dtype=torch.float64).expand(count, 2, 2)
+    ones = torch.ones(count, 2, dtype=torch.float64)
     layout = Layout.hyper_connections(ones, mix, ones)
-    # Each block is read behind k and written in front of 1999 - k mixings.
-    exact = torch.full((2000,), 1999 * math.log(10) + math.log(2)).double()
+    # Each block is read behind k and written in front of count - 1 - k mixings.
+    exact = torch.full((count,), (count - 1) * math.log(factor) + math.log(2)).double()
     assert torch.allclose(layout.log_gain, exact)
     assert layout.spread == pytest.approx(1, rel=1e-9)
     assert Layout.plain(2).spread == Layout.scaled(2, scale=[1.0, 0.0]).spread == math.inf

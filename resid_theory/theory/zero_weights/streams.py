@@ -13,8 +13,6 @@ from torch import Tensor
 
 __all__ = ["Streams", "exponential", "logarithm"]
 
-_STEPS = 8  # mixings between two divisions by a power of two
-
 
 def logarithm(numbers: Tensor) -> Tensor:
     """Logarithms of magnitudes, -inf for zeros, and numbers of minus signs, (..., 2)."""
@@ -88,9 +86,8 @@ def _carried(mix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     directions, logs = np.empty((count + 1, n)), np.empty(count + 1)
     vector, power = start.numpy(), 0
     for k, mixing in enumerate([*mix.numpy(), np.eye(n)]):
-        if k % _STEPS == 0:
-            _, twos = math.frexp(float(np.abs(vector).max()))  # a power of two leaves no rounding
-            vector, power = np.ldexp(vector, -twos), power + twos
+        _, twos = math.frexp(float(np.abs(vector).max()))  # a power of two leaves no rounding
+        vector, power = np.ldexp(vector, -twos), power + twos
         directions[k], logs[k] = vector, power * math.log(2)
         vector = mixing @ vector
     return torch.from_numpy(directions), torch.from_numpy(np.stack([logs, 0 * logs], 1))
