@@ -609,7 +609,7 @@ class Nearly(nn.Module):
         self.mixed = mixed
 
     def forward(self, weight):
-        scale = torch.tensor([-2.0, 0.0, 3.0])[:, None]
+        scale = torch.tensor([-2.0, 1.0 if self.mixed else 0.0, 3.0])[:, None]
         return scale * weight + self.mixed * weight.flip(1)
 
 

@@ -233,12 +233,11 @@ def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
                 parts = [a, call(operator.mul, (product, node.kwargs.get("value", 1)))]
             else:
                 continue
-            total = parts[0]
+            sums = parts[:1]
             for part in parts[1:]:
-                total = call(operator.add, (total, part))
-                total.meta = dict(node.meta)
-        for part in (*parts, total):
+                sums.append(call(operator.add, (sums[-1], part)))
+        for part in (*parts, *sums):
             part.meta = part.meta or dict(node.meta)
-        node.replace_all_uses_with(total)
+        node.replace_all_uses_with(sums[-1])
         graph.erase_node(node)
     module.recompile()

@@ -218,12 +218,11 @@ def identity_map(
         [[[1.0, 3.0], [1.0, 3.0]]]
     """
     check_choice("rule", rule, RULES)
-    for axis, step in enumerate(per_axis("stride", stride, x.dim() - 2), start=2):
-        x = x[(slice(None),) * axis + (slice(None, None, step),)] if step > 1 else x
+    steps = [slice(None, None, step) for step in per_axis("stride", stride, x.dim() - 2)]
+    x = x[(slice(None), slice(None), *steps)]
     inputs = x.shape[1]
-    if rule == "truncate":
-        room = (0, 0) * (x.dim() - 2) + (0, channels - inputs)
-        return F.pad(x, room) if channels > inputs else x[:, :channels]
+    if rule == "truncate":  # a negative padding cuts
+        return F.pad(x, (0, 0) * (x.dim() - 2) + (0, channels - inputs))
     if channels % inputs:
         raise ValueError(
             f"channels: got {channels} for {inputs} inputs; rule='repeat' needs a multiple"
