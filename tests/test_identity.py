@@ -546,6 +546,8 @@ def test_other_nets_are_left_alone(identity):
 
 def test_optimizers_that_are_refused():
     one, v, _ = residual_linear()
+    with pytest.raises(ValueError, match="optimizer: got str, needs a torch.optim.Optimizer"):
+        IdDecay("sgd", one)
     with pytest.raises(ValueError, match="got ASGD, whose steps may depend on where the weights"):
         IdDecay(torch.optim.ASGD([v]), one)
     with pytest.raises(ValueError, match="holds none of the net's parameters"):

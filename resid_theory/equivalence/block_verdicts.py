@@ -231,15 +231,15 @@ def widened(
     layers: Sequence[AffineLayer], join: AffineLayer, units: Sequence[UnitKind], keeps: bool
 ) -> list[AffineLayer]:
     """Carry a stream in channels beside a branch and add it in the last layer."""
-    axes = len(join.stride)
-    inner = [1] * axes
+    strides = [layer.stride for layer in layers]
+    inner, whole = (
+        tuple(map(math.prod, zip(*some, strict=True))) for some in (strides[:-1], strides)
+    )
     for layer in layers[:-1]:
         layer.tap(torch.zeros(1, 1, dtype=torch.float64))
-        inner = [a * b for a, b in zip(inner, layer.stride, strict=True)]
-    whole = tuple(a * b for a, b in zip(inner, layers[-1].stride, strict=True))
     if whole != join.stride:
         raise NotOneLayer(f"the shortcut has stride {join.stride}, its branch {whole}")
-    one_tap = join.weight[0, 0].numel() == 1 and not any(join.padding)
+    one_tap = {*join.weight.shape[2:]} <= {1} and not any(join.padding)
     if not one_tap and max(inner, default=1) > 1:
         raise NotOneLayer("the shortcut has a kernel of several taps, its branch an inner stride")
 
