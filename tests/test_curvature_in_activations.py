@@ -84,3 +84,37 @@ def test_wrong_calls(problem):
             call()
     embedded = rt.curvature_operator(tokens, "cross_entropy", (ids, y[:2]), wrt="0")
     assert embedded.shape == (12, 12)
+
+
+class Beside(nn.Module):
+    """A net with a module whose outputs nothing reads."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.odd, self.layer = nn.Module(), nn.Linear(4, 3)
+        self.odd.forward = function
+
+    def forward(self, x, *_more):
+        self.odd(x)
+        return self.layer(x)
+
+
+ODD = {
+    "two": (lambda x: (x, x), "tuple"), "none": (lambda x: x.sum(), "shape ()"),
+    "whole numbers": (lambda x: x.long(), "shape (2, 4)"), "one": (lambda x: x[:1], "shape (1, 4)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_outputs_that_are_no_rows_of_samples_are_refused(name, generator):
+    function, given = ODD[name]
+    x, y = torch.randn(5, 4, generator=generator), torch.zeros(5, 3)
+    with pytest.raises(ValueError) as caught:
+        rt.curvature_operator(Beside(function), "square", (x, y), wrt="odd")
+    needed = "one floating-point tensor with a row for each sample"
+    assert str(caught.value) == f"wrt: module 'odd' gives {given} for 2 samples, needs {needed}"
+    with pytest.raises(ValueError, match=f"^data x: has 2 floating-point tensors, needs {needed}"):
+        rt.curvature_operator(Beside(function), "square", ((x, x), y), wrt="inputs")
+    for options in ({"parameters": "layer.*"}, {"weight_decay": 0.1}):
+        with pytest.raises(ValueError, match="^wrt: got 'inputs' together with parameters or wei"):
+            rt.curvature_operator(Beside(function), "square", (x, y), wrt="inputs", **options)

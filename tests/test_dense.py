@@ -568,16 +568,24 @@ def test_the_machine_sets_the_limit(data, monkeypatch):
 
 # Seconds beside those of writing P x P entries, where a matmul makes 1,000 operations in a second,
 # building the graph of three samples of all takes 1 second and its product with five columns 2.
+# Bytes beside the matrix: of as many entries as pairs of a closed form's 4 and 2 rows have; of the
+# copy that mirrors the matrix, or if that is more of a block of 16 x 16 and 848 for each of four
+# samples; and of eight copies of five columns, and graphs.
 COSTS = {
-    "closed_form": (lambda: mlp(bias=False, act=nn.Identity), lambda size: 0.0),
-    "layer_pairs": (mlp, lambda size: 4 * M * size**2 / 1000),
-    "columns": (lambda: fill(Unused()), lambda size: (1 + 2 * size / 5) * M / 3),
-}
+    "closed_form": (
+        lambda: mlp(bias=False, act=nn.Identity), lambda size: 0.0, lambda size: 8 * 6**2),
+    "layer_pairs": (
+        mlp, lambda size: 4 * M * size**2 / 1000, lambda size: 8 * 16**2 + 4 * 848),
+    "columns": (
+        lambda: fill(Unused()), lambda size: (1 + 2 * size / 5) * M / 3,
+        lambda size: 64 * 5 * size),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", COSTS)
 def test_costs(method, data, device, monkeypatch):
-    net, seconds = COSTS[method][0]().to(device), COSTS[method][1]
+    make, seconds, beside = COSTS[method]
+    net = make().to(device)
     monkeypatch.setattr(dense, "PANEL", 5)
     monkeypatch.setattr(dense, "matmul_rate", lambda device: 1000.0)
     times = iter((5.0, 6.0, 8.0))
@@ -586,8 +594,9 @@ def test_costs(method, data, device, monkeypatch):
     cost = rt.curvature.hessian_cost(net, "square", parts)
     size = sum(p.numel() for p in net.parameters())
     assert (cost.method, cost.parameters) == (method, size)
-    assert cost.bytes >= 8 * size**2
-    written = 8 * size**2 / dense._BANDWIDTH[device.type]
+    graphs = rt.curvature_operator(net, "square", parts[0]).graph_bytes(M)
+    assert cost.bytes == 8 * size**2 + beside(size) + (graphs if method == "columns" else 0)
+    written = 8 * size**2 / {"cpu": 2e9, "cuda": 5e11}[device.type]
     assert cost.seconds == pytest.approx(written + seconds(size), rel=1e-12)
     assert str(cost).startswith(f"{method}: P = {size}, ")
     # what it says it needs is what it is granted
@@ -642,6 +651,10 @@ def test_columns_go_on_after_a_kill(data, tmp_path, monkeypatch):
         rt.hessian(net, "square", data, method="columns", folder=tmp_path)
     with pytest.raises(ValueError, match="^folder: got one, but 'layer_pairs'"):
         rt.hessian(net, "square", data, folder=tmp_path)
+    other = tmp_path / "spectrum"
+    found = rt.hessian_spectrum(net, "square", data, method="columns", folder=other)
+    exact = torch.linalg.eigvalsh(rt.hessian(net, "square", data))
+    assert relative_error(found.eigenvalues, exact) <= HESSIAN and list(other.iterdir())
 
 
 @pytest.mark.parametrize("panel", [1, 256])
@@ -707,11 +720,12 @@ def test_hessians_are_symmetric_to_the_bit(method, data):
     assert relative_error(measured, measured.T) <= tolerance
 
 
+@pytest.mark.parametrize("call", [rt.hessian, rt.hessian_spectrum])
 @pytest.mark.parametrize("method", ["layer_pairs", "columns"])
-def test_no_progress_bar_unless_asked(method, data, capsys):
-    rt.hessian(mlp(), "square", data, method=method)
+def test_no_progress_bar_unless_asked(method, call, data, capsys):
+    call(mlp(), "square", data, method=method)
     assert capsys.readouterr() == ("", "")
-    rt.hessian(mlp(), "square", data, method=method, progress=True)
+    call(mlp(), "square", data, method=method, progress=True)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "Hessian" in shown.err

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import noise
-from tolerances import HESSIAN, relative_error
+from scipy.stats import norm
+from tolerances import HESSIAN, assert_same, relative_error
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,9 +22,9 @@ class LastAxisToOne(nn.Module):
         return x.movedim(-1, 1)
 
 
-def net(*heads):
+def net(*heads, outputs=K):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, K), *heads).double()
+    return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, outputs), *heads).double()
 
 
 # Each yields (weight in the loss, probability, loss) of every target of every prediction.
@@ -37,10 +38,11 @@ def categorical(z, valid, total, log=F.log_softmax):
             yield valid[place] / total, values[k].detach().exp(), -values[k]
 
 
-def bernoulli(z, w):
-    for i, k, y in itertools.product(range(M), range(K), (0.0, 1.0)):
+def bernoulli(z, w, total=None):
+    for i, k, y in itertools.product(range(M), range(z.shape[1]), (0.0, 1.0)):
         p = z[i, k].sigmoid()
-        yield w[i] / w.sum() / K, (p if y else 1 - p).detach(), -(p if y else 1 - p).log()
+        share = w[i] / (w.sum() * z.shape[1] if total is None else total)
+        yield share, (p if y else 1 - p).detach(), -(p if y else 1 - p).log()
 
 
 def gaussian(z, w, scale, variance):
@@ -52,7 +54,7 @@ def gaussian(z, w, scale, variance):
             yield w[place[0]] / w.sum() * scale, 0.5, value
 
 
-LABELS = torch.tensor([[0, 2, 1], [2, -100, 0], [1, 1, -100], [0, 2, 2], [-100, 1, 0]])
+LABELS = torch.tensor([[0, 2, 1], [2, -100, 0], [-100, -100, 1], [-100] * 3, [-100, 1, 0]])
 VALID = (LABELS != -100).double()
 ONES, UNEQUAL = torch.ones(M).double(), torch.tensor([1.0, 0.0, 2.5, 1.0, 0.5]).double()
 POINTS, SEQUENCES = noise(M, 2, seed=1).double(), noise(M, T, 2, seed=2).double()
@@ -71,11 +73,25 @@ CASES = {
                       lambda z: categorical(z, ONES, M)),
     "log-probabilities": (net(nn.LogSoftmax(1)), F.nll_loss, POINTS, LABELS[:, 2].clamp(0), ONES,
                           lambda z: categorical(z, ONES, M, log=lambda row, axis: row)),
+    "log-probabilities, summed": (
+        net(LastAxisToOne(), nn.LogSoftmax(1)), nn.NLLLoss(reduction="sum", ignore_index=1),
+        SEQUENCES, LABELS.clamp(0), ONES, lambda z: categorical(
+            z.movedim(1, -1), (LABELS.clamp(0) != 1).double(), 1.0, log=lambda row, axis: row)),
     "a function": (net(), rt.Loss(lambda z, y: F.cross_entropy(z, y),
                                   likelihood=rt.losses.Categorical),
                    POINTS, LABELS[:, 2].clamp(0), ONES, lambda z: categorical(z, ONES, M)),
     "bernoulli": (net(), nn.BCEWithLogitsLoss(), POINTS,
                   noise(M, K, seed=4).double().sigmoid(), UNEQUAL, lambda z: bernoulli(z, UNEQUAL)),
+    "bernoulli, summed": (
+        net(), nn.BCEWithLogitsLoss(reduction="sum"), POINTS, noise(M, K).double().sigmoid(), ONES,
+        lambda z: bernoulli(z, ONES, 1.0)),
+    "bernoulli, one logit": (
+        net(outputs=1), nn.BCEWithLogitsLoss(), POINTS, noise(M, 1).double().sigmoid(), ONES,
+        lambda z: bernoulli(z, ONES)),
+    "mse, one number": (net(outputs=1), F.mse_loss, POINTS, noise(M, 1).double(), ONES,
+                        lambda z: gaussian(z, ONES, 1.0, 0.5)),
+    "mse, summed": (net(), nn.MSELoss(reduction="sum"), SEQUENCES, noise(M, T, K).double(), ONES,
+                    lambda z: gaussian(z, ONES, M, 0.5)),
     "square": (net(), "square", SEQUENCES, noise(M, T, K, seed=5).double(), UNEQUAL,
                lambda z: gaussian(z, UNEQUAL, 1.0, 1.0)),
     "mse": (net(), nn.MSELoss(), SEQUENCES, noise(M, T, K, seed=5).double(), ONES,
@@ -114,7 +130,7 @@ def test_the_fisher_matrix_is_the_sum_over_all_targets(name):
     assert relative_error(parts.dense(), exact) <= HESSIAN
     assert parts.describe().startswith("Fisher matrix of the model's own targets, P = ")
     assert parts.lowest == 0.0
-    if name != "log-probabilities":  # whose Gauss-Newton matrix is zero
+    if "log" not in name.partition(",")[0]:  # whose Gauss-Newton matrix is zero
         assert relative_error(measured(name, "gauss_newton").dense(), exact) <= HESSIAN
 
 
@@ -130,6 +146,31 @@ def test_the_mean_of_monte_carlo_fisher_matrices_is_the_fisher_matrix(name):
     assert relative_error(matrix, matrix.mT) <= HESSIAN
     assert torch.linalg.eigvalsh(matrix)[0] >= -HESSIAN * matrix.abs().max()
     assert (forms.std(0) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_targets_are_drawn_by_their_ranks(dtype):
+    """Quantiles of the distributions, at the outermost ranks and around the ends of classes."""
+    z = 2 * noise(K, seed=8).to(dtype)
+    p = z.softmax(0)
+    ends = p.double().cumsum(0)[:-1]
+    ranks = [torch.linspace(0.001, 0.999, 997), ends * (1 - 1e-12), ends * (1 + 1e-12)]
+    ranks = torch.cat([*ranks, torch.tensor([2.0**-54, 1 - 2.0**-53])])
+    labels = torch.zeros(len(ranks), dtype=torch.int64)
+    drawn = (ranks[:, None] >= ends).sum(1)
+    many, each = z.expand(len(ranks), K), ranks[:, None].expand(len(ranks), K)
+    slopes = rt.losses.Categorical(many, labels).drawn(ranks)
+    assert_same(slopes, p - F.one_hot(drawn, K).to(dtype))
+    logs = rt.losses.Categorical(many.log_softmax(1), labels, logits=False)
+    few = slice(997)  # others are nearer to ends than round-off
+    assert_same(logs.drawn(ranks)[few], -F.one_hot(drawn, K).to(dtype)[few])
+    yes = rt.losses.Bernoulli(many, many).drawn(each)
+    p = z.sigmoid()
+    assert_same(yes, p - (each < p).to(dtype))
+    normal = rt.losses.Gaussian(many, many, precision=4.0).drawn(each)
+    exact = torch.from_numpy(2 * norm.ppf(each.numpy()))
+    # One rounding in the net's precision; near one half as many digits as ranks have.
+    torch.testing.assert_close(normal, exact.to(dtype), rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["tokens", "square"])

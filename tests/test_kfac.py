@@ -58,6 +58,7 @@ def mean_over(samples, matrix, x):
 LINEAR = {
     "deep": (lambda: seeded(nn.Linear(3, 4), nn.Linear(4, 2, bias=False), nn.Linear(2, 2)),
              (M, 3), (M, 2), ("expand", "reduce")),
+    "bare": (lambda: seeded(nn.Linear(3, 2))[0], (M, 3), (M, 2), ("expand", "reduce")),
     "outputs at each token": (lambda: seeded(nn.Linear(3, 4), nn.Linear(4, 2)),
                               (M, 3, 3), (M, 3, 2), ("expand",)),
     "mean over tokens": (lambda: seeded(nn.Linear(3, 4), nn.Linear(4, 4), MeanOverPlaces(1),
@@ -269,7 +270,7 @@ class Odd(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.plain = nn.Linear(4, 4)
+        self.plain, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
         self.residual = with_identity(nn.Linear(4, 4), "residual")
         self.dirac = with_identity(nn.Linear(4, 4), "dirac")
         self.normed = parametrizations.weight_norm(nn.Linear(4, 4))
@@ -282,7 +283,7 @@ class Odd(nn.Module):
         nn.utils.parametrize.register_parametrization(self.lent, "weight", Foreign())
 
     def forward(self, x):
-        z = torch.relu_(self.plain(x))
+        z = torch.relu_(self.plain(x)) + 0 * self.idle(x)
         z = self.norm(self.pruned(self.normed(self.dirac(self.residual(z)))))
         z = self.grouped(self.twice(torch.tanh(self.twice(z)))[..., None])[..., 0]
         z = F.linear(self.beside(self.fixed(self.lent(z))), self.beside.weight)
@@ -294,7 +295,7 @@ def test_what_has_no_factors_is_listed_with_the_reason():
     net = Odd().double().eval()
     x, y = noise(M, 4), torch.arange(M) % 4
     found = rt.curvature.kfac(net, "cross_entropy", (x, y))
-    assert {name.split(".")[0] for name in found.row_shapes} == {"plain", "residual"}
+    assert {name.split(".")[0] for name in found.row_shapes} == {"plain", "idle", "residual"}
     reasons = {name.split(".")[0]: why for name, why in found.not_covered.items()}
     assert set(found.row_shapes) | set(found.not_covered) == set(dict(net.named_parameters()))
     parametrized = "its layer's weight is not a parameter plus a constant (parametrized)"

@@ -1,9 +1,11 @@
 """The loss along directions: against evaluations of changed nets."""
 
 import copy
+import re
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import resid_theory as rt
@@ -18,10 +20,15 @@ def problem(conv_net, generator):
 
 @pytest.mark.parametrize("options", [{}, {"chunk": 2, "engine": "rebuilt"}, {"weight_decay": 0.3}])
 @pytest.mark.parametrize("parameters", [None, ["0.weight", "4.*"]])
-def test_losses_are_those_of_moved_nets(problem, options, parameters):
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_losses_are_those_of_moved_nets(problem, options, parameters, reduction):
     net, x, y = problem
+    y = y.clone()
+    y[:2] = -100  # a batch without a label, whose own mean is no number
     batches = [(x[:2], y[:2]), (x[2:], y[2:])]
-    A = rt.curvature_operator(net, "cross_entropy", batches, parameters=parameters, **options)
+    A = rt.curvature_operator(
+        net, nn.CrossEntropyLoss(reduction=reduction), batches, parameters=parameters, **options
+    )
     lines, steps = filter_directions(A, 2, generator=3), torch.tensor([-0.7, 0.0, 1.3])
     before = A @ lines
     kept = {name: value.clone() for name, value in net.state_dict().items()}
@@ -35,13 +42,34 @@ def test_losses_are_those_of_moved_nets(problem, options, parameters):
             with torch.no_grad():
                 for name, part in zip(A.names, parts, strict=True):
                     known[name] += t * part
-                loss = F.cross_entropy(moved(x), y)
+                loss = F.cross_entropy(moved(x), y, reduction=reduction)
                 decay = options.get("weight_decay", 0.0) / 2
                 loss += decay * sum(known[name].square().sum() for name in A.names)
             assert found.losses[row, column].item() == pytest.approx(loss.item(), rel=1e-13)
     near = loss_along(A, lines, torch.tensor([1e-3]))
     gap = (near.losses - near.quadratic).abs().max()
-    assert float(gap) <= 1e-6 < float((near.losses - near.loss).abs().min())
+    assert float(gap) <= 1e-5 < float((near.losses - near.loss).abs().min())
+
+
+def test_a_net_in_float32_moves_by_float64(problem):
+    net, x, y = problem
+    net, x = net.float(), x.float()
+    A = rt.curvature_operator(net, "cross_entropy", (x, y), weight_decay=0.3)
+    line, t = torch.ones(A.shape[0]).float(), 0.1
+    found = loss_along(A, line, torch.tensor([t]).float())
+    kept = torch.cat([p.detach().flatten() for p in net.parameters()])
+    place = (kept.double() + torch.tensor(t).float().double() * line).float()
+    torch.nn.utils.vector_to_parameters(place, net.parameters())
+    moved = rt.curvature_operator(net, "cross_entropy", (x, y))
+    # Sums in float64 that differ in order; those in float32 are the same.
+    assert found.losses.item() == pytest.approx(moved.loss + 0.15 * float(
+        place.double() @ place.double()), rel=1e-14)  # fmt: skip
+    assert found.loss == pytest.approx(A.loss, rel=0)
+    plain = 0.15 * float(kept.double() @ kept.double())
+    torch.nn.utils.vector_to_parameters(kept, net.parameters())
+    bare = rt.curvature_operator(net, "cross_entropy", (x, y))
+    assert A.loss == pytest.approx(bare.loss + plain, rel=1e-15)
+    torch.testing.assert_close(A.gradient, bare.gradient + 0.3 * kept.double(), rtol=1e-14, atol=0)
 
 
 def test_filters_keep_their_lengths(problem):
@@ -55,6 +83,10 @@ def test_filters_keep_their_lengths(problem):
             lengths = weight.flatten(1).norm(dim=1).expand(4, -1)
             assert torch.allclose(parts[name].flatten(2).norm(dim=2), lengths)
     assert not torch.equal(parts["4.weight"][0], parts["4.weight"][1])
+    one = rt.curvature_operator(net, "cross_entropy", (x, y), parameters="4.weight")
+    found, weight = filter_directions(one), dict(net.named_parameters())["4.weight"]
+    assert found.shape == (weight.numel(), 1)
+    assert torch.allclose(found.view(weight.shape).norm(dim=1), weight.norm(dim=1))
     again = filter_directions(A, 4, generator=1)
     assert not torch.equal(A.split(again)["4.weight"], parts["4.weight"])
 
@@ -72,13 +104,21 @@ def test_losses_of_nets_and_batches(problem):
 def test_wrong_calls(problem):
     net, x, y = problem
     A = rt.curvature_operator(net, "cross_entropy", (x, y))
-    with pytest.raises(ValueError, match=r"^directions: got shape \(3,\)"):
-        loss_along(A, torch.ones(3), torch.ones(1))
+    size = A.shape[0]
+    for shape in ((3,), (size, 1, 1), (size, 0), ()):
+        with pytest.raises(ValueError, match=re.escape(f"directions: got shape {shape}, needs (")):
+            loss_along(A, torch.ones(shape), torch.ones(1))
+    for shape in ((), (0,), (1, 1)):
+        with pytest.raises(ValueError, match=re.escape(f"distances: got shape {shape}, needs (")):
+            loss_along(A, torch.ones(size), torch.ones(shape))
+    for place in (torch.inf, torch.nan):
+        with pytest.raises(ValueError, match="^directions: "):
+            loss_along(A, torch.full((size,), place), torch.ones(1))
+        with pytest.raises(ValueError, match="^distances: "):
+            loss_along(A, torch.ones(size), torch.full((1,), place))
     for call in (lambda B: loss_along(B, torch.ones(1), torch.ones(1)), filter_directions):
         with pytest.raises(ValueError, match="^A: got OperatorSum"):
             call(A.shift(1.0))
-    with pytest.raises(ValueError, match=r"^distances: got shape \(\)"):
-        loss_along(A, torch.ones(A.shape[0]), torch.tensor(1.0))
     biases = rt.curvature_operator(net, "cross_entropy", (x, y), parameters="*.bias")
     with pytest.raises(ValueError, match="^A: none of its parameters has filters"):
         filter_directions(biases)

@@ -1,5 +1,7 @@
 """Blocks of a Hessian by parameter, against the dense matrix."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -58,6 +60,23 @@ def test_intervals_hold_the_truth(problem):
     # Two layers have random numbers: 240 intervals at 95 %, those of a draw not independent.
     assert drawn == 240 and 0 < missed <= 28
     assert len(found.frame()) == 4 and found.frame()["parameter"][2] == "2.weight"
+
+
+def test_bars_hold_the_error_of_a_low_precision(problem, monkeypatch):
+    A, _ = problem
+    net, (x, y) = copy.deepcopy(A.risk.net).float(), next(iter(A.risk.data)).pair
+    A = rt.curvature_operator(net, "cross_entropy", (x.float(), y))
+    made, product = [], rt.curvature.CurvatureBlock._product
+    monkeypatch.setattr(
+        rt.curvature.CurvatureBlock, "_product",
+        lambda block, v: made.append(v.shape[1]) or product(block, v),
+    )  # fmt: skip
+    found, error = layer_table(A, probes=40, tolerance=0.1), A.error
+    assert found.products == sum(made) and min(error.trace, error.frobenius) > 0
+    for kind, bound in (("traces", error.trace), ("norms", error.frobenius),
+                        ("couplings", error.frobenius)):  # fmt: skip
+        for e in getattr(found, kind):
+            assert (e.low, e.high) == (e.value - bound, e.value + bound), kind
 
 
 def test_wrong_calls(problem):

@@ -1,5 +1,7 @@
 """Losses: definitions, derivatives at the output, weights of samples, targets that do not fit."""
 
+import itertools
+
 import oracles
 import pytest
 import torch
@@ -17,7 +19,7 @@ from resid_theory.losses import (
     reweighted,
     weighting_of,
 )
-from resid_theory.losses.formulas import names_class
+from resid_theory.losses.formulas import class_axis, names_class
 from resid_theory.nested import tensors_of
 
 SAMPLES, CLASSES = 5, 3
@@ -105,26 +107,160 @@ def test_output_derivatives_have_the_outputs_precision(loss, generator):
     assert {found.dtype for found in Loss.of(loss).derivatives(output, target)} == {torch.float32}
 
 
+KNOWN = {  # name, repr, targets, whether it is a sum, known, the identity, blind to a constant
+    "square": ("square", "Loss(square)", "values", False, True, True, False),
+    "cross_entropy": ("cross_entropy", "Loss(cross_entropy)", "labels", False, True, False, True),
+    "model": ("model", "Loss(model, of='batch')", "any", False, False, False, False),
+    huber: ("huber", "Loss(huber)", "any", False, False, False, False),
+    Loss(huber, sums=True): ("huber", "Loss(huber)", "any", True, True, False, False),
+    Loss(huber, name="mine", of="batch", weights=len): (
+        "mine", "Loss(mine, of='batch')", "any", False, True, False, False),
+    nn.MSELoss(): ("MSELoss", "Loss(MSELoss)", "shape", False, True, False, False),
+    nn.L1Loss(reduction="sum"): ("L1Loss", "Loss(L1Loss)", "shape", True, True, False, False),
+    F.huber_loss: ("huber_loss", "Loss(huber_loss)", "shape", False, True, False, False),
+    F.nll_loss: ("nll_loss", "Loss(nll_loss)", "any", False, True, False, False),
+    nn.NLLLoss(reduction="sum"): ("NLLLoss", "Loss(NLLLoss)", "any", True, True, False, False),
+    nn.MultiMarginLoss(): (
+        "MultiMarginLoss", "Loss(MultiMarginLoss)", "any", False, False, False, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", KNOWN, ids=lambda given: repr(Loss.of(given)))
+def test_what_is_known_about_a_loss(given):
+    loss = Loss.of(given)
+    assert Loss.of(loss) is loss and loss.takes_batches == ("of=" in repr(loss))
+    assert KNOWN[given] == (loss.name, repr(loss), loss.targets, loss.sums, loss.is_known,
+                            loss.identity, loss.null_direction)  # fmt: skip
+
+
+ELEMENTWISE = [
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss,
+    nn.SoftMarginLoss, nn.PoissonNLLLoss,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ELEMENTWISE)
+@pytest.mark.parametrize("shape", [(5,), (5, 2, 3)], ids=str)
+def test_means_over_elements_divide_by_their_number(kind, shape):
+    output, target = torch.linspace(0.1, 0.9, torch.Size(shape).numel()).view(1, *shape).repeat(
+        2, *[1] * len(shape))  # fmt: skip
+    loss, total = Loss.of(kind()), Loss.of(kind(reduction="sum"))
+    assert (loss.targets, loss.sums, total.sums) == ("shape", False, True)
+    assert loss.weights(target).tolist() == [output[0].numel()] * 5
+    value = float(loss(output, target)) * float(loss.weights(target).sum())
+    assert float(total(output, target)) == pytest.approx(value, rel=1e-14)
+    with pytest.raises(ValueError, match=r"^data y: got shape \(1,.* needs equal shapes$"):
+        loss.check_target(output, target[:1])
+
+
+def test_the_axis_of_classes_is_the_one_that_labels_lack():
+    shapes = [s for d in range(5) for s in itertools.product((2, 3), repeat=d)]
+    for shape, labels in itertools.product(shapes, shapes):
+        axes = [len(shape) - 1, 1] if len(shape) == 3 else [1, len(shape) - 1]
+        fits = [a for a in axes if len(shape) > 1
+                and labels in (shape, shape[:a] + shape[a + 1 :])]  # fmt: skip
+        axis = class_axis(torch.zeros(shape), torch.zeros(labels))
+        assert axis == (fits[0] if fits else None), (shape, labels)
+
+
+def unequal(shape, name):
+    return f"got shape {shape} for outputs of shape (5, 3); the loss {name!r} needs equal shapes"
+
+
+def outside(low, high):
+    return (
+        f"got class labels from {low} to {high} for 3 outputs, needs labels in 0..2, or -100 for "
+        "samples that do not count"
+    )
+
+
 UNFIT = {
-    "square-shape": ("square", torch.zeros(5, 2), r"\(5, 2\) for outputs of shape \(5, 3\)"),
-    "square-broadcast": ("square", torch.zeros(5), r"got shape \(5,\) for outputs .* shapes$"),
-    "square-labels": ("square", LABELS, r"class labels rows by resid_theory\.data\.one_hot$"),
-    "mse-broadcast": (nn.MSELoss(), torch.zeros(5, 1), r"\(5, 1\) for outputs of shape \(5, 3\)"),
-    "square-integers": ("square", torch.zeros(5, 3, dtype=torch.int64), "needs floating point"),
-    "float-labels": ("cross_entropy", torch.zeros(5), "or class indices .* of an integer dtype"),
-    "label-high": ("cross_entropy", torch.tensor([0, 1, 2, 3, 0]), "from 0 to 3 .* needs .* 0..2"),
-    "label-low": ("cross_entropy", torch.tensor([0, 1, 2, -1, 0]), "labels from -1 to 2"),
-    "label-uint8": ("cross_entropy", torch.full((5,), 255, dtype=torch.uint8), "from 255 to 255"),
-    "one-hot-integers": ("cross_entropy", one_hot(LABELS).long(), r"got labels of shape \(5, 3\)"),
-}
+    "square-shape": ("square", torch.zeros(5, 2), unequal((5, 2), "square")),
+    "square-broadcast": ("square", torch.zeros(5), unequal((5,), "square")),
+    "square-labels": ("square", LABELS, unequal((5,), "square")
+                      + ", of class labels rows by resid_theory.data.one_hot"),
+    "mse-broadcast": (nn.MSELoss(), torch.zeros(5, 1), unequal((5, 1), "MSELoss")),
+    "square-integers": ("square", torch.zeros(5, 3, dtype=torch.int64),
+                        "got dtype torch.int64, the square loss needs floating point"),
+    "float-labels": ("cross_entropy", torch.zeros(5), unequal((5,), "cross_entropy")
+                     + " or class indices (m,) of an integer dtype"),
+    "label-high": ("cross_entropy", torch.tensor([0, 1, 2, 3, 0]), outside(0, 3)),
+    "label-low": ("cross_entropy", torch.tensor([0, 1, 2, -1, 0]), outside(-1, 2)),
+    "label-uint8": ("cross_entropy", torch.tensor([1, 255, 2, 2, 1], dtype=torch.uint8),
+                    outside(1, 255)),
+    "one-hot-integers": ("cross_entropy", one_hot(LABELS).long(),
+                         "got labels of shape (5, 3), needs (m,) for (5, 3)"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", UNFIT)
 def test_targets_that_do_not_fit(case):
     loss, target, message = UNFIT[case]
     for function in (Loss.check_target, Loss.derivatives):
-        with pytest.raises(ValueError, match=f"^data y: .*{message}"):
+        with pytest.raises(ValueError) as caught:
             function(Loss.of(loss), torch.zeros(5, 3), target)
+        assert str(caught.value) == f"data y: {message}"
+
+
+@pytest.mark.parametrize(("shape", "needs"), [
+    ((5,), "those of (5,) without one axis"), ((2, 3, 4), "those of (2, 3, 4) without one axis"),
+    ((5, 3), "(m,) for (5, 3)"),
+], ids=str)  # fmt: skip
+def test_labels_of_no_shape_that_outputs_leave(shape, needs):
+    with pytest.raises(ValueError) as caught:
+        Loss.of("cross_entropy").check_target(torch.zeros(shape), torch.zeros(5, 3, 1).long())
+    assert str(caught.value) == f"data y: got labels of shape (5, 3, 1), needs {needs}"
+
+
+def test_labels_become_what_the_loss_takes(generator):
+    """Of one output or more, for any number of targets; and those that are no labels stay."""
+    square, entropy, own = Loss.of("square"), Loss.of("cross_entropy"), Loss(huber)
+    labels = torch.tensor([[0, 2], [1, 1], [2, 0]], dtype=torch.int32)
+    rows, wide = one_hot(labels.long()), torch.zeros(1, 2, CLASSES).float()
+    for loss in (square, Loss.of(nn.MSELoss())):
+        found, kept = loss.targets_of(wide, labels)
+        assert_same([found, kept], [rows.float(), labels.long()])
+        found, kept = loss.targets_of(wide.movedim(2, 1), labels)
+        assert_same([found, kept], [rows.movedim(2, 1).float(), labels.long()])
+        with pytest.raises(ValueError, match="^data y: got class .* -100 to 2 .* in 0..2$"):
+            loss.targets_of(wide, labels.where(labels > 0, -100))
+    for loss in (entropy, own):
+        found, kept = loss.targets_of(wide, labels)
+        assert found is kept and found.dtype == torch.int64 and torch.equal(found, labels.long())
+    pixels = torch.tensor([[[0, 2], [1, 1]]])
+    found, _ = square.targets_of(torch.zeros(1, CLASSES, 2, 2), pixels)
+    assert_same(found, one_hot(pixels).permute(0, 3, 1, 2))
+    padded = labels.where(labels > 0, -100)
+    assert_same(entropy.targets_of(wide, padded), (padded.long(), padded.long()))
+    for loss in (square, entropy, own):
+        found, kept = loss.targets_of(wide, rows)
+        assert found is rows and kept is None
+
+
+def test_class_weights_move_with_a_loss():
+    weight = torch.tensor([0.5, 2.0, 1.0])
+    given = Loss.of(nn.CrossEntropyLoss(weight))
+    found = given.to(torch.device("cpu"), torch.float32)
+    assert found is not given and given.function.weight is weight
+    assert_same(found.function.weight, weight.float())
+    assert (found.name, found.weights) == (given.name, given.weights)
+    square = Loss.of("square")
+    assert square.to(torch.device("cpu"), torch.float32) is square
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["square", "cross_entropy", nn.MSELoss(), F.nll_loss],
+    ids=lambda loss: Loss.of(loss).name,
+)
+def test_losses_of_one_tensor_read_logits(given):
+    z, rest = torch.zeros(2), {"a": 1}
+    loss = Loss.of(given)
+    assert loss.reads({"logits": z, **rest}) is z and loss.reads(z) is z
+    for output in (rest, {"logits": 3}, (z, z)):
+        assert loss.reads(output) is output
+    for own in (Loss(huber), Loss.of(huber)):
+        assert own.reads(output := {"logits": z}) is output
 
 
 NOT_SCALARS = {
@@ -447,6 +583,8 @@ def test_labels_that_name_a_class_of_flat_outputs():
     labels = torch.tensor([[0, 2, 5], [-100, 1, 3]])
     found = names_class(torch.zeros(6, CLASSES), labels)
     assert found.tolist() == [[True, True, False], [False, True, False]]
+    last = names_class(torch.zeros(2, 3, 4), torch.tensor([[0, 3, 4], [-1, 2, 1]]))
+    assert last.tolist() == [[True, True, False], [False, True, True]]
 
 
 def test_outputs_that_all_samples_share(generator):

@@ -74,6 +74,27 @@ def test_drawn_batches_are_a_partition():
     torch.testing.assert_close(found.values, torch.tensor(right), rtol=TIGHT, atol=0)
 
 
+def test_batches_of_a_random_matrix_have_draws_of_their_own(monkeypatch):
+    net, x, y = problem()
+    made, product = [], rt.curvature.CurvatureBlock._product
+    monkeypatch.setattr(
+        rt.curvature.CurvatureBlock, "_product",
+        lambda block, v: made.append(v.shape[1]) or product(block, v),
+    )  # fmt: skip
+    found = rt.curvature.batch_spectra(
+        net, "cross_entropy", (x, y), batch=4, matrix="fisher_mc", generator=3, tolerance=TIGHT
+    )
+    assert found.products == sum(made) and found.matrix.startswith("Monte-Carlo Fisher")
+    order = torch.randperm(M, generator=torch.Generator().manual_seed(3))
+    for number, rows in enumerate([torch.arange(M), *order.split(4)]):
+        exact = rt.curvature_operator(
+            net, "cross_entropy", (x[rows], y[rows]), matrix="fisher_mc", generator=3 + number
+        )
+        largest = float(torch.linalg.eigvalsh(exact.dense())[-1])
+        value = found.largest[number - 1].value if number else found.whole.value
+        assert value == pytest.approx(largest, rel=TIGHT)
+
+
 def test_each_batch_may_have_its_own_statistics():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()

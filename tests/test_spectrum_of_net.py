@@ -80,9 +80,11 @@ def test_both_methods_agree(problem):
     [
         ({"matrix": "empirical_fisher"}, "dense"),
         ({"parameters": "0.*"}, "dense"),
-        ({"memory_limit": 1000}, "matrix-free"),
+        ({"memory_limit": 4 * 8 * 26**2}, "dense"),
+        ({"memory_limit": 4 * 8 * 26**2 - 1}, "matrix-free"),
+        ({"memory_limit": 4 * 8 * 16**2, "parameters": "0.*"}, "dense"),
     ],
-    ids=["empirical_fisher", "subset", "no memory"],
+    ids=["empirical_fisher", "subset", "memory", "no memory", "subset, memory"],
 )
 def test_an_operator_brings_its_own_options(problem, keywords, method):
     net, data = problem
@@ -92,6 +94,21 @@ def test_an_operator_brings_its_own_options(problem, keywords, method):
     assert (report.parameters, report.samples) == (operator.shape[0], 12)
     exact = torch.linalg.eigvalsh(operator.dense())
     assert abs(report.largest[0].value - float(exact[-1])) <= 1e-7 * float(exact[-1])
+
+
+@pytest.mark.parametrize("method", ["dense", "matrix-free"])
+def test_a_generator_draws_the_targets_and_a_bar_is_shown_if_asked(method, problem, capsys):
+    net, data = problem
+    options = {"k": 2, "method": method, "tolerance": 1e-8, "generator": 3}
+    found = rt.spectrum(net, "square", data, matrix="fisher_mc", **options).largest
+    A = rt.curvature_operator(net, "square", data, matrix="fisher_mc", generator=3)
+    exact = torch.linalg.eigvalsh(A.dense()).flip(0)[:2].tolist()
+    assert [end.value for end in found] == pytest.approx(exact, rel=1e-7)
+    layered = nn.Sequential(net, nn.LayerNorm(2))  # whose Hessian is computed by columns
+    for progress in (False, True):
+        rt.spectrum(layered, "square", data, progress=progress, **options)
+        shown = capsys.readouterr()
+        assert shown.out == "" and bool(shown.err) == progress
 
 
 def test_a_whole_hessian_takes_the_routes_of_its_net(problem, monkeypatch):
@@ -173,9 +190,10 @@ def test_data_are_read_once(generator, monkeypatch, middle, call, runs):
     [
         (nn.Tanh, 5000, "dense", "by layer_pairs"),
         (lambda: nn.LayerNorm(4), 5000, "matrix-free", "cheaper than all eigenvalues"),
-        (nn.Tanh, 20, "matrix-free", "cheaper than all eigenvalues"),
+        (nn.Tanh, 25, "matrix-free", "cheaper than all eigenvalues"),
+        (nn.Tanh, 26, "dense", "by layer_pairs"),
     ],
-    ids=["cheap", "columns", "large"],
+    ids=["cheap", "columns", "large", "just small enough"],
 )
 def test_beyond_small_models_the_cost_decides(problem, middle, medium, method, reason, monkeypatch):
     net = nn.Sequential(nn.Linear(3, 4), middle(), nn.Linear(4, 2))
@@ -183,6 +201,27 @@ def test_beyond_small_models_the_cost_decides(problem, middle, medium, method, r
     monkeypatch.setattr(spectrum_of_net, "_MEDIUM", medium)
     report = rt.spectrum(net, "square", problem[1], k=2)
     assert report.method == method and reason in str(report)
+
+
+class Stubborn(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+@pytest.mark.parametrize("small", [10, 1000])
+def test_bounds_of_dense_matrices_hold_the_error_of_the_net(small, problem, monkeypatch):
+    """Of a net in float32 without a copy in float64, by LAPACK or some pairs by Lanczos."""
+    net, (x, y) = problem
+    monkeypatch.setattr(spectrum_of_net, "_SMALL", small)
+    A = rt.curvature_operator(Stubborn(*net).float(), "square", (x.float(), y.float()))
+    report = rt.spectrum(A, k=2, method="dense")
+    bound, pairs = A.error.spectral, report.pairs
+    assert bound > 1e-7 * report.largest[0].value
+    for found in (pairs.bounds, pairs.residuals):
+        assert bound <= float(found.min()) <= float(found.max()) <= 1.1 * bound
+    assert bound <= pairs.round_off <= 1.1 * bound and pairs.products == 0
+    for end in (*report.largest, *report.smallest):
+        assert end.high - end.value >= bound / 2 and end.value - end.low >= bound / 2
 
 
 def test_float32_nets_have_float32_bounds(problem):

@@ -139,7 +139,7 @@ class EmpiricalRisk:
     @property
     def is_semidefinite(self) -> bool:
         """True if it is known that no eigenvalue is negative, whatever the net."""
-        convex = self.loss.identity or self.loss.name == "cross_entropy"
+        convex = self.loss.likelihood is not None  # all of them are, in the outputs
         squares = self._graph.needs_samples or self.matrix == "gauss_newton" and convex
         return squares and not self.found.read_beside
 
@@ -170,7 +170,7 @@ class EmpiricalRisk:
             if begun[0].size == 1:  # two samples tell more than one
                 begun += [batch for batch in [next(stream, None)] if batch]
             self.look(begun)
-        if self.loss.takes_batches and self._checks:
+        if self.loss.takes_batches:
             self.loss = self.of_batch(self.net, begun[0].placed, self.loss.weighed)
             self.found.whole = self.loss.whole
             again = partial(self.of_batch, self.net, begun[0].placed)

@@ -100,7 +100,7 @@ def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> L
                 for column, t in enumerate(steps.tolist()):
                     # New tensors: the operator's graphs hold the old ones.
                     for p, old, part in zip(risk.parameters, kept, line.split(sizes), strict=True):
-                        p.data = (old.double() + t * part.view(old.shape)).to(old.dtype)
+                        p.data = (old + t * part.view(old.shape)).to(old.dtype)
                     losses[row, column] = _loss(risk, A.chunk)
         finally:
             for p, old in zip(risk.parameters, kept, strict=True):

@@ -43,7 +43,7 @@ class Predictions(ABC):
         self.output, self.shape = output, output.shape
         self.weights = torch.ones_like(output)
         if not total:
-            self.weights /= max(1, output[:1].numel())
+            self.weights /= output[:1].numel()
 
     @abstractmethod
     def curve(self, move: Tensor) -> Tensor:

@@ -106,13 +106,17 @@ class Part:
     @property
     def tolerance(self) -> float:
         """A relative difference far above round-off, far below what another average makes."""
-        return (self.round_off / 1024) ** 0.5
+        return self._eps**0.5
 
     @property
     def round_off(self) -> float:
         """Relative error that measured weights may have."""
+        return 1024 * self._eps
+
+    @property
+    def _eps(self) -> float:
         dtypes = [leaf.dtype for leaf in self.outputs if leaf.is_floating_point()]
-        return 1024 * float(max(torch.finfo(dtype).eps for dtype in dtypes))
+        return float(max(torch.finfo(dtype).eps for dtype in dtypes))
 
     @property
     def is_finite(self) -> bool:
