@@ -55,7 +55,7 @@ def test_a_net_in_float32_moves_by_float64(problem):
     net, x, y = problem
     net, x = net.float(), x.float()
     A = rt.curvature_operator(net, "cross_entropy", (x, y), weight_decay=0.3)
-    line, t = torch.ones(A.shape[0]).float(), 0.1
+    line, t = torch.linspace(0.3, 1.0, A.shape[0]).float(), 0.1
     found = loss_along(A, line, torch.tensor([t]).float())
     kept = torch.cat([p.detach().flatten() for p in net.parameters()])
     place = (kept.double() + torch.tensor(t).float().double() * line).float()

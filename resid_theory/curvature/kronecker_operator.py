@@ -124,7 +124,7 @@ class KroneckerOperator(LinearOperator):
 
     def diagonal(self, *, budget: int = 256, generator: torch.Generator | int = 0) -> Diagonal:
         """The diagonal, exact without a product; arguments are those of any operator."""
-        ones = torch.ones(self.shape[0], 1, dtype=torch.float64, device=self.device)
+        ones = torch.ones(self.shape[0], 1, device=self.device)
         found = self._apply(ones, lambda k, v: v * torch.outer(k.G.diagonal(), k.A.diagonal()))
         zeros = torch.zeros_like(found[:, 0])
         return Diagonal(

@@ -93,10 +93,10 @@ def layer_table(
     for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
         exact = size <= check
         if exact:
-            vectors = torch.eye(size, dtype=torch.float64)
+            vectors = torch.eye(size)
         else:
             signs = torch.randint(2, (size, check), generator=source, device=source.device)
-            vectors = 2.0 * signs.double() - 1.0
+            vectors = 2.0 * signs - 1.0
         vectors = vectors.to(A.device)
         parts = (A.block(list(names), name) @ vectors).double().split(sizes)
         forms = (vectors * parts[number]).sum(0)
