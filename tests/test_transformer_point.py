@@ -490,6 +490,60 @@ def test_gated_branches_alone_are_flat_and_have_no_kink():
     assert not point.notes
 
 
+class Beside(Gate):
+    """A gate with biases and a norm, and a pair of layers behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.down = nn.LayerNorm(3), nn.Linear(4, 3)
+        self.pair = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 3))
+
+    def forward(self, x):
+        x = x + super().forward(self.norm(x))
+        return x + self.pair(x)
+
+
+def encoder():
+    return nn.TransformerEncoderLayer(4, 2, 5, 0.0, batch_first=True, norm_first=True)
+
+
+# Branch, weights, entries and how many eigenvalues are not zero: of u pairs of units in front of
+# k outputs 2 u k, of a stream with biases k; the rest of what attention and norms have is flat.
+ROWS = {
+    "gate": (Beside, (7, 3), 3, [
+        ("0", "down, up, up.bias, gate, gate.bias", 12 + 16 + 16, 0),
+        ("0", "norm.bias, norm", 6, 0),
+        ("0.pair", "0, 2", 24 + 18, 2 * 6 * 3), ("all", "output biases", 2 * 3, 3)]),
+    "encoder": (encoder, (7, 5, 4), 2, [
+        ("0", "self_attn.in_proj_weight, self_attn.out_proj", 20 + 16, 2 * 4 * 2),
+        ("0", "self_attn.in_proj_bias, the rest", 8, 0),
+        ("0", "self_attn.in_proj_weight, the rest", 32, 0), ("0", "norm1.bias, norm1", 8, 0),
+        ("0", "linear1, linear2", 25 + 20, 2 * 5 * 2), ("0", "norm2.bias, norm2", 8, 0),
+        ("all", "output biases", 2 * 4, 2)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_name_all_parameters_of_branches(name):
+    torch.manual_seed(0)
+    make, shape, outputs, rows = ROWS[name]
+    net = nn.Sequential(make(), nn.Linear(shape[-1], outputs))
+    point = zero_point_of_net(
+        net, "square", (torch.randn(shape), torch.randn(*shape[:-1], outputs))
+    )
+    table = point.table()
+    columns = "branch", "weights", "entries", "nonzero"
+    assert list(zip(*(table[column] for column in columns), strict=True)) == rows
+    for row, smallest, largest in zip(rows, table["smallest"], table["largest"], strict=True):
+        assert largest > 0 if row[3] else largest == smallest == 0
+        if row[0] != "all":
+            assert smallest == pytest.approx(-largest, rel=1e-12)
+    inside = [n for n, _ in net.named_parameters() if n.startswith("0.")]
+    assert sorted(point.parameters) == sorted(inside)
+    assert point.zeroed == tuple(n for n in point.parameters if "norm" not in n)
+    assert point.count == 2 and point.spectrum.size == sum(row[2] for row in rows)
+
+
 class Kinked(Gate):
     """A pair, and a gate whose response is zero but for the step across the kink."""
 

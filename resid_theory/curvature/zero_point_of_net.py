@@ -303,7 +303,7 @@ class _Measurement:
         for number in zero.branches.ends:
             behind |= dict.fromkeys(zero.branches.parameters(number, behind=ends))
         zeroed = {use.name for use in zero.uses}
-        others = [name for name in behind if name not in biases and name not in zeroed]
+        others = [name for name in behind if name not in zeroed]
         if not biases:  # a norm behind a branch may add some
             found = torch.autograd.grad(
                 zero.loss, [self._own[name] for name in others], retain_graph=True,
