@@ -58,7 +58,7 @@ def test_a_net_in_float32_moves_by_float64(problem):
     line, t = torch.linspace(0.3, 1.0, A.shape[0]).float(), 0.1
     found = loss_along(A, line, torch.tensor([t]).float())
     kept = torch.cat([p.detach().flatten() for p in net.parameters()])
-    place = (kept.double() + torch.tensor(t).float().double() * line).float()
+    place = (kept.double() + float(torch.tensor(t).float()) * line.double()).float()
     torch.nn.utils.vector_to_parameters(place, net.parameters())
     moved = rt.curvature_operator(net, "cross_entropy", (x, y))
     # Sums in float64 that differ in order; those in float32 are the same.

@@ -276,7 +276,7 @@ def called_back():
     return POINTS.new_tensor(list(callback(chain(), SimpleNamespace(step=5)).values()))
 
 
-def bent():
+def perceptron():
     return filled(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4))
 
 
@@ -289,7 +289,7 @@ def reported(**options):
 
 
 def tabled():
-    A = rt.curvature_operator(bent(), "square", PAIR)
+    A = rt.curvature_operator(perceptron(), "square", PAIR)
     found = rt.curvature.layer_table(A, probes=4, tolerance=0.1)
     numbers = [[e.value, e.low, e.high] for e in (*found.traces, *found.largest, *found.couplings)]
     return torch.cat([found.block_norms.flatten(), POINTS.new_tensor(numbers).flatten()])
@@ -342,7 +342,7 @@ IN_FLOAT64 = {
     "curvature in float32": single,
     "callback": called_back,
     "Hessian, columns": lambda: rt.hessian_spectrum(chain(), "cross_entropy", MAPS).eigenvalues,
-    "Hessian, pairs": lambda: rt.hessian(bent(), "square", PAIR, method="layer_pairs"),
+    "Hessian, pairs": lambda: rt.hessian(perceptron(), "square", PAIR, method="layer_pairs"),
     "spectrum": lambda: reported(method="dense"),
     "spectrum, products": lambda: reported(method="matrix-free", density=True, steps=4),
     "layers": tabled,
