@@ -324,6 +324,45 @@ def test_a_solution_of_nothing_costs_nothing_and_has_no_error(problem):
     assert found.products == 0
 
 
+@pytest.mark.parametrize(
+    ("removed", "most", "tolerance", "aims", "limits", "left"),
+    [
+        # Accepted while it is less; ten times as sharp where less than a tenth was removed.
+        ([0.5, 0.05, -1, 0.5, 1], 50, 1e-3, [5e-4, 1e-3, 5e-5 / 0.475, 5e-6 / 0.475, 5e-6 / 0.2375],
+         [49, 45, 41, 37, 33], 0),
+        ([0.11, 0.09, 0.5, 1], 50, 1e-3, [5e-4, 5e-4 / 0.89, 5e-5 / 0.8099, 5e-5 / 0.40495],
+         [49, 45, 41, 37], 0),
+        ([0, 0, 0, 0], 50, 1e-3, [5e-4, 5e-5, 5e-6, 5e-7], [49, 45, 41, 37], 1),
+        ([0, 1], 50, 1e-13, [5e-14, 1e-14], [49, 45], 0),  # no sharper than rounding
+        ([0.5, 0.5], 9, 1e-3, [5e-4, 1e-3], [8, 4], 0.25),  # one product is too few
+        ([0.5, 0.5, 0.5], 10, 1e-3, [5e-4, 1e-3, 2e-3], [9, 5, 1], 0.125),
+        ([], 1, 1e-3, [], [], 1),
+        ([0.9995], 50, 1e-3, [5e-4], [49], 0.0005),
+    ],
+    ids=["turns", "tenth", "nothing", "rounding", "spent", "last", "none", "near"],
+)  # fmt: skip
+def test_a_system_is_solved_again_from_what_is_left(
+    removed, most, tolerance, aims, limits, left, monkeypatch
+):
+    calls, steps = [], iter(removed)
+
+    def minres(operator, rest, *, rtol, maxiter):
+        for _ in range(3 if maxiter > 1 else 1):
+            assert np.array_equal(operator.matvec(rest), 2.5 * rest)
+        calls.append((rtol, maxiter))
+        return next(steps) * rest / 2.5, 0
+
+    monkeypatch.setattr(scipy.sparse.linalg, "minres", minres)
+    A = rt.eigen.as_operator(2 * torch.eye(4, dtype=torch.float64))
+    v = torch.tensor([3.0, 0, -4, 0])
+    found = A.solve(v, damping=0.5, tolerance=tolerance, max_products=most)
+    assert [aim for aim, _ in calls] == pytest.approx(aims, rel=1e-9)
+    assert [limit for _, limit in calls] == limits and next(steps, None) is None
+    assert found.residuals.item() == pytest.approx(left, rel=1e-9, abs=1e-15)
+    spent = sum(4 if limit > 1 else 2 for limit in limits)
+    assert found.products == spent <= most and found.converged == (left <= tolerance)
+
+
 def test_a_singular_matrix_leaves_what_is_not_in_its_range():
     A = rt.eigen.as_operator(torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)))
     found = A.solve(torch.ones(3))

@@ -26,9 +26,10 @@ from resid_theory.eigen.krylov import (
     coefficient_noise,
     product_rounding,
 )
+from resid_theory.eigen.lanczos import _result
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.operator_log import RecordedOperator
-from resid_theory.eigen.ritz_bounds import Goal
+from resid_theory.eigen.ritz_bounds import Goal, error_bounds
 from resid_theory.eigen.spectrum_report import _condition_number, _verified
 
 ROWS = [[-2.0, -0.5, 1.0, 4.0], [-1.8, -0.2, 1.5, 3.5], [-2.2, 0.4, 0.9, 4.2]]
@@ -671,3 +672,94 @@ def test_the_resolution_is_the_median_over_probes(nodes, weights, half):
                     complete=torch.zeros(len(nodes), dtype=torch.bool))  # fmt: skip
     assert found.resolution == half
     assert replace(found, round_off=8.0).resolution == 8.0
+
+
+def bounds_by_lehmann(values, residuals, gram, wanted, share, noise):
+    """Of descending values at one end, of which the first are wanted: the best bound of each."""
+    best = residuals.copy()
+    for j in range(1, min(wanted + 8, len(values))):  # eight beyond the wanted ones
+        gap = min(-np.diff(values[max(0, j - 2) : j + 1]))
+        if j > wanted and residuals[j - 1] > share * gap:  # may stand for more than one
+            break
+        floor = values[j - 1] / 2 + (values[j] + residuals[j]) / 2  # of half of the gap
+        if values[j - 1] - floor > math.sqrt(np.trace(gram[:j, :j])):
+            root = np.diag((values[:j] - floor) ** -0.5)
+            upper = np.linalg.eigvalsh(np.diag(values[:j]) + root @ gram[:j, :j] @ root)[::-1]
+            best[:j] = np.minimum(best[:j], np.maximum(upper - values[:j], 0) + noise)
+    return best
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("which", ["largest", "smallest", "both"])
+def test_bounds_are_the_best_of_lehmanns_where_values_are_apart(which, verify):
+    drawn, sharp = np.random.default_rng(3), 0
+    for trial in range(40):
+        count, share = int(drawn.integers(3, 16)), 0.03 if verify else 0.25
+        gaps = drawn.uniform(0.5, 1.5, count)
+        gaps[drawn.integers(0, count, 2)] = 40.0  # beyond which bounds are far better
+        values = np.cumsum(gaps)
+        lengths = drawn.uniform(0.2, 1.3, count) * share * np.minimum(gaps, np.roll(gaps, -1))
+        lengths[-1:] = 0.3
+        errors = drawn.normal(size=(20, count))
+        errors *= lengths / np.linalg.norm(errors, axis=0)
+        gram, noise = torch.from_numpy(errors.T @ errors), 1e-4
+        ritz = SimpleNamespace(
+            values=torch.from_numpy(values), residuals=torch.from_numpy(lengths + noise),
+            noise=noise, residual_gram=lambda some, gram=gram: gram[some][:, some],
+        )  # fmt: skip
+        goal = Goal(which=which, k=int(drawn.integers(1, 3)), tolerance=1e-3, verify=verify)
+        wanted = lengths + noise
+        for sign in goal.signs:
+            order = np.arange(count)[::-sign]
+            found = bounds_by_lehmann(
+                sign * values[order], lengths[order] + noise,
+                gram.numpy()[np.ix_(order, order)], goal.k, share, noise,
+            )  # fmt: skip
+            wanted[order] = np.minimum(wanted[order], found)
+        bounds = error_bounds(ritz, goal).numpy()
+        np.testing.assert_allclose(bounds, wanted, rtol=1e-9, err_msg=str(trial))
+        sharp += int((bounds < 0.9 * (lengths + noise)).sum())
+    assert sharp > 40
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize(("residual", "near"), [(0.04, False), (0.07, True)])
+def test_a_multiplicity_is_open_where_a_cluster_or_its_neighbour_is(
+    complete, residual, near, monkeypatch
+):
+    values = torch.tensor([1.0, 4.9, 5.0, 5.05, 9.0]).double()
+    residuals = torch.tensor([0.02, residual, 0.02, 0.02, 0.03]).double()
+    bounds = torch.tensor([0.5, 0.1, 0.05, 0.01, 0.02]).double()
+    ritz = SimpleNamespace(values=values, residuals=residuals, noise=0.01)
+    state = replace(
+        searched("largest", [4, 3, 2], values.tolist(), k=3), ritz=ritz,
+        targets=torch.tensor([0.011, 0.011, 0.039]).double(),
+    )  # fmt: skip
+    alone = torch.tensor([False, False, True, True, False])
+    monkeypatch.setattr(SearchState, "certified", lambda self, given: (given, alone, (-7.0, 8.0)))
+    monkeypatch.setattr(SearchState, "missed", 0.25)
+    monkeypatch.setattr("resid_theory.eigen.lanczos.error_bounds", lambda ritz, goal: bounds)
+    measured = []
+    krylov = SimpleNamespace(
+        measure=lambda ritz, places: measured.append(places.tolist()) or ritz,
+        lock=lambda ritz, places: SimpleNamespace(vectors=places),
+        operator=SimpleNamespace(count=7),
+    )  # fmt: skip
+    found = _result(krylov, state, complete)
+    assert measured == [[0, 1, 2, 3, 4]] and found.vectors.tolist() == [4, 3, 2]
+    assert (found.which, found.products, found.round_off) == ("largest", 7, 0.01)
+    assert found.values.tolist() == [9.0, 5.05, 5.0] and found.accepted_miss == 1e-3
+    assert found.residuals.tolist() == [0.03, 0.02, 0.02]
+    copies = 2 + (complete and near)  # 4.9, too
+    assert found.multiplicities.tolist() == [1, copies, copies]
+    if complete:  # all eigenvalues are known, to their residuals
+        assert found.bounds.tolist() == [0.03, 0.02, 0.02] and not found.at_least.any()
+        assert (found.missed_probability, found.limits) == (0.0, (1.0, 9.0))
+        assert found.converged.tolist() == [False, True, True]
+    else:
+        assert found.bounds.tolist() == [0.02, 0.01, 0.05]
+        assert found.at_least.tolist() == [True, near, near]
+        assert (found.missed_probability, found.limits) == (0.25, (-7.0, 8.0))
+        assert found.converged.tolist() == [True, True, False]
+    short = replace(state, targets=state.targets[:2])  # none for pairs of another run
+    assert not _result(krylov, short, complete).converged.any()
