@@ -99,6 +99,19 @@ def test_estimates_print(estimate, text):
     assert str(estimate) == text
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(2, 5, "3 ± 2"), (1, 4, "3 ± 2"), (2, 5.1, "3 in [2, 5.1]"), (0.9, 4, "3 in [0.9, 4]"),
+     (3, 3.5, "3 in [3, 3.5]"), (2, INF, "3 in [2, inf]"), (3, 3, "3 (exact)")],
+)  # fmt: skip
+def test_an_interval_is_written_out_where_one_side_is_twice_the_other(low, high, text):
+    found = Estimate(value=3.0, standard_error=0.5, low=low, high=high)
+    assert (str(found), repr(found)) == (text, f"Estimate({text})")
+    assert [found.covers(x) for x in (low - 1e-9, low, high, high + 1e-9)] == [
+        False, True, True, math.isinf(high),
+    ]  # fmt: skip
+
+
 # -- trace and Frobenius norm ----------------------------------------------------------------------
 
 

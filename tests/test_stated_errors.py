@@ -120,6 +120,22 @@ def test_a_quantile_inverts_the_interval_of_the_share(share, magnitude):
     assert (found.value, found.low, found.high) == (value, at(share - half), at(share + half))
 
 
+@pytest.mark.parametrize("count", [7, 10, 49])
+def test_a_share_on_the_edge_of_a_node_is_not_moved_by_rounding(count):
+    nodes = torch.arange(count).double().view(1, -1) - 3
+    found = replace(
+        density(), size=count, nodes=nodes, weights=torch.full((1, count), 1 / count).double(),
+        complete=torch.ones(1, dtype=torch.bool), known=torch.empty(0).double(),
+        known_residuals=torch.empty(0).double(), links=0 * nodes,
+    )  # fmt: skip
+    for k in range(1, count + 1):
+        assert found.quantile(k / count).value == k - 4
+        by_size = nodes.abs().sort().values[0, k - 1]
+        assert found.quantile(k / count, magnitude=True).value == by_size
+        assert found.quantile((k - 0.01) / count).value == k - 4
+    assert found.quantile(0.0).value == -3
+
+
 def test_residuals_are_those_of_the_ritz_vectors():
     for diagonal, found in zip(NODES, density(complete=False)._residuals, strict=True):
         matrix = torch.diag(diagonal.double()) + torch.diag(torch.full((3,), 0.1).double(), 1)
