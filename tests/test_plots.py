@@ -717,6 +717,7 @@ def test_legends_stand_above_their_panel_and_leave_room_for_a_title(panels, entr
         assert legend.x1 <= number / panels * drawing.bbox.width
         assert legend.y1 <= drawing.bbox.height
         assert legend.x0 == pytest.approx(ax.bbox.x0)
+        assert legend.y0 - ax.bbox.y1 == pytest.approx(18 / 72 * drawing.dpi)  # points
         if rows:
             tops = {round(text.get_window_extent().y1) for text in ax.get_legend().get_texts()}
             assert len(tops) == rows

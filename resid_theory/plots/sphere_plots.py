@@ -43,6 +43,6 @@ def interpolation_path(
     ax.plot(*steps.T, "o", color=PREDICTED, markersize=3, label=label)
     ax.set(xlabel="along the great arc (radians)", ylabel="away from it (radians)")
     ax.set_title(title or "")
-    ax.set_aspect("equal", adjustable="box")
+    ax.set_aspect("equal")
     legend_above(ax)
     return ax
