@@ -130,10 +130,9 @@ def test_demo_prints_its_file(capsys, tmp_path, monkeypatch):
 
 def test_small_problems_use_one_thread_and_leave_the_number_as_it_was():
     torch.set_num_threads(2)
-    with cli.shortcut_commands.threads_for(0):
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == 2
-    with cli.shortcut_commands.threads_for(10**6):
+    for size, threads in ((0, 1), (2000, 1), (2001, 2), (10**6, 2)):
+        with cli.shortcut_commands.threads_for(size):
+            assert torch.get_num_threads() == threads
         assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
 
@@ -157,7 +156,8 @@ def test_spectrum_says_what_it_costs(capsys, digits):
     found = content(capsys, "spectrum", "--blocks", "2", "--mid", "tanh")["cost"]
     cost = rt.curvature.hessian_cost(rt.ShortcutNet(10, 2, 2, mid="tanh"), "square", digits)
     assert (found["method"], found["parameters"]) == (cost.method, cost.parameters)
-    assert found["bytes"] >= cost.bytes
+    # LAPACK's copy and workspace beside the Hessian of 400 parameters.
+    assert found["bytes"] == max(cost.bytes, 3 * 8 * 400**2)
 
 
 def test_spectrum_averages_over_seeds(capsys):
@@ -166,6 +166,19 @@ def test_spectrum_averages_over_seeds(capsys):
     assert [run["seed"] for run in found["runs"]] == [0, 1]
     assert found["mean"]["largest"] == pytest.approx((one + two) / 2)
     assert found["standard_deviation"]["largest"] == pytest.approx(abs(one - two) / 2**0.5)
+    predicted = content(capsys, "spectrum", "--blocks", "1", "--init", "orthogonal", "--plain",
+                        "--seeds", "2")  # fmt: skip
+    one, two = (run["predicted"]["largest"] for run in predicted["runs"])
+    assert predicted["predicted_mean"]["largest"] == pytest.approx((one + two) / 2) and one != two
+
+
+def test_a_spread_is_that_of_several_finite_values(capsys):
+    words = ["spectrum", "--blocks", "1", "--init", "zero", "--shortcut-depth", "3"]
+    spread = content(capsys, *words, "--seeds", "2")["standard_deviation"]
+    assert (spread["condition_number"], spread["largest"]) == (None, 0.0)
+    found = content(capsys, *words, "--seeds", f"{2**63 - 1},")
+    assert set(found["standard_deviation"].values()) == {None}
+    assert found["runs"][0]["seed"] == 2**63 - 1
 
 
 @pytest.mark.parametrize(
@@ -302,8 +315,16 @@ def test_zero_point_counts_when_asked(capsys, monkeypatch):
     monkeypatch.setattr(rt.theory.BlockToeplitz, "max_magnitude", 7.0)
     found = content(capsys, "zero-point", "--shortcut-depth", "1", "--exact")
     assert (found["method"], found["max_magnitude"]) == ("inertia counts", 7.0)
-    said = printed(capsys, "zero-point", "--shortcut-depth", "1", "--exact")
-    assert said.startswith("P = 400, ") and " s a count of eigenvalues; about 500 counts, " in said
+    times = iter((1.0, 4.0))
+    monkeypatch.setattr("resid_theory.runtime.resources.clock", lambda device: next(times))
+    said = printed(capsys, "zero-point", "--shortcut-depth", "1", "--exact").splitlines()
+    assert said[0] == "P = 400, 3 s a count of eigenvalues; about 500 counts, 25.0 min."
+
+
+def test_counting_where_nothing_is_counted_is_told(capsys):
+    usual, exact = (content(capsys, "zero-point", *more) for more in ([], ["--exact"]))
+    told = ". --exact has no effect: these eigenvalues are not counted."
+    assert exact.pop("reason") == usual.pop("reason") + told and exact == usual
 
 
 def test_a_summary_takes_about_as_many_counts_as_are_told(monkeypatch, generator):

@@ -261,7 +261,7 @@ def test_a_folder_of_images_is_tested_on_another(capsys, tmp_path):
         for shade, label in enumerate(labels):
             place = tmp_path / split / label
             place.mkdir(parents=True)
-            color = (90 * shade, 40 + 99 * (split == "test"), 200)
+            color = (90 * shade, 40, 200) if split != "test" else (120 * shade, 140, 200)
             pil.new("RGB", (8, 8), color).save(place / "0.png")
     words = ["train", "--data", tmp_path / "train", *NET, "--size", 8, "--batch", 2, "--epochs", 1]
     words += ["--device", "cpu", "--out", tmp_path / "out"]
@@ -269,7 +269,7 @@ def test_a_folder_of_images_is_tested_on_another(capsys, tmp_path):
     assert (found["test_samples"], found["architecture"]["arguments"]["classes"]) == (2, 2)
     trained, tests = (rt.load_image_folder(tmp_path / split, size=8, shorter=9)
                       for split in ("train", "test"))  # fmt: skip
-    assert trained.mean != tests.mean
+    assert trained.mean != tests.mean and trained.std != tests.std
     tests = replace(tests, mean=trained.mean, std=trained.std)
     measured = rt.evaluate(rt.load_checkpoint(tmp_path / "out"), tests)
     assert found["test_loss"] == pytest.approx(measured.loss, rel=1e-12)

@@ -224,6 +224,21 @@ def test_a_training_weighs_samples(kind, count):
     assert rt.evaluate(run.nets[0], data, loss=given).loss == pytest.approx(float(whole), rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["cross_entropy", "classes", "classes by a function", "sum"])
+def test_numbers_are_the_same_under_any_default_dtype(kind):
+    """Programs have float32; sums over samples are in float64 all the same."""
+    given, targets, *_ = KINDS[kind]
+    data = (X, targets) if kind == "sum" else weighted(torch.arange(22) % 3 + 0.1)
+    nets, found = [Net(), Net()], []
+    for net, dtype in zip(nets, (torch.float64, torch.float32), strict=True):
+        torch.set_default_dtype(dtype)
+        run = fit(net, data, RECIPE.change(loss=given), test=data)
+        loss = rt.evaluate(net, data, loss=given, batch=5).loss
+        found.append((run.metrics, run.first_losses.tolist(), loss))
+        assert run.first_losses.dtype == torch.float64
+    assert found[0] == found[1]
+
+
 # -- tokens ----------------------------------------------------------------------------------------
 
 

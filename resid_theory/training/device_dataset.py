@@ -78,10 +78,11 @@ class DeviceDataset:
             for other in others:
                 with preserved(other):
                     few.try_call(other)
-            self._targets, self._labels = whole.target, None
+            self._targets, self._labels, target = whole.target, None, examples.target
             if loss.targets != "any" or axes is None or axes.is_first:
                 self._targets, self._labels = loss.targets_of(output, whole.target)
-            self.weighting = _weighting(loss, axes, output, examples)
+                target, _ = loss.targets_of(output, target)
+            self.weighting = _weighting(loss, axes, output, target, examples.size)
         if self.weighting is None:
             self.notes += (
                 f"{loss.name} compares samples or is no mean or sum over them: in the metrics, "
@@ -215,18 +216,15 @@ def _digest(content: Any, weights: Tensor | None) -> str:
 
 
 def _weighting(
-    loss: Loss, axes: SampleAxes | None, output: Any, examples: Batch
+    loss: Loss, axes: SampleAxes | None, output: Any, target: Any, size: int
 ) -> Weighting | None:
     """Learn on a few samples how the loss averages; None if it compares samples."""
-    target = examples.target
-    if loss.targets != "any" or axes is None or axes.is_first:
-        target = loss.targets_of(output, target)[0]
     try:
         check_scalar(loss(output, target))
         if loss.is_known:
             return KnownWeighting(loss)
         weighting = Weighting(loss, axes)
-        weighting.learn(output, target, examples.size)
+        weighting.learn(output, target, size)
         return None if weighting.once else weighting
     except NoWeighting:
         return None

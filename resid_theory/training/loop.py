@@ -1,7 +1,6 @@
 """The training loop: epochs of shuffled batches, measurements and checkpoints."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -88,7 +87,7 @@ class Session:
             self.graphs = StepGraphs(
                 self.group, self.optimizer, self.measurements.sums, self._descend_at
             )
-        self.step, self.seconds, self.saved, self.saved_step = 0, 0.0, -math.inf, -1
+        self.step, self.seconds = 0, 0.0
         self.save_seconds = settings.save_seconds
         self.environments: list[dict[str, Any]] = []
 
@@ -151,11 +150,10 @@ class Session:
         now = {"torch": torch.__version__, "device": device.type, "threads": threads}
         if now not in self.environments:
             self.environments.append(now)
+        self.saved = time.perf_counter()
         if found is None:
             self._measure(0)
             self._save()  # a folder that cannot be written to shows before the first step
-        else:
-            self.saved = time.perf_counter()
 
     def _epoch(self, tick: Callable[[], object]) -> bool:
         """Take the remaining steps of an epoch; False if the training is to stop."""
