@@ -748,6 +748,14 @@ def test_channels_beside_convolutions(name):
         assert layer.groups == (old.groups + more if name == "depthwise" and old.groups > 1 else 1)
 
 
+def test_a_stride_of_the_last_layer_leaves_room_for_a_kernel_beside_it():
+    torch.manual_seed(0)
+    branch = C(3, 4, 3, padding=1), RELU, C(4, 3, 3, 2, 1)
+    net, x = Residual(*branch, projection=C(3, 3, 3, 2, 1)).double(), torch.randn(2, 3, 8, 7)
+    assert rt.shortcuts(net).extra == (6,)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
 class Pooled(nn.Module):
     """A block whose argument has the name of an operation."""
 
