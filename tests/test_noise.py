@@ -377,6 +377,8 @@ def test_overlap_is_that_of_the_longer_side():
     net = nn.Sequential(nn.Conv2d(2, 3, (2, 5), stride=(1, 2)), nn.ReLU(), nn.Conv2d(3, 2, (3, 1)))
     found = stability.compression_bound(net, noise(2, 2, 5, 7), margin=1.0)
     assert found.overlap.tolist() == [3, 3]
+    each = found.spread * 3 / (found.layer_cushions * found.interlayer)
+    torch.testing.assert_close(found.terms, each.square())
 
 
 def test_smoothness_is_infinite_in_a_linear_net_and_finite_behind_kinks():
