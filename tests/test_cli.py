@@ -236,7 +236,10 @@ def cell(value):
     return f"{float(value):.4g}"
 
 
-@pytest.mark.parametrize("verb", ["spectrum --blocks 1 --seeds 2", "zero-point --blocks 3"])
+@pytest.mark.parametrize(
+    "verb",
+    ["spectrum --blocks 1 --seeds 1", "spectrum --blocks 1 --seeds 2", "zero-point --blocks 3"],
+)
 def test_what_is_printed_is_what_json_says(capsys, monkeypatch, verb):
     monkeypatch.setenv("COLUMNS", "200")
     figures = drawn(monkeypatch)

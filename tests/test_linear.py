@@ -121,6 +121,8 @@ NO_NETS = {
     "module": (nn.Linear(3, 3), "^net: got Linear, needs a ShortcutNet"),
     "empty": ([], "^net: got list, needs"),
     "arrays": ([E.numpy()], "^net: got list, needs"),
+    "unit first": ([Unit((E,)), E], "^net: got list, needs"),
+    "matrix first": ([E, Unit((E,))], "^net: got list, needs"),
     "units": ([Unit((W,)), Unit((W,))], "^net: a unit gives width 2, the next one takes 3"),
     "width": (rt.ShortcutNet(2, 1, 2), "^data: has 3 targets and 3 inputs, the net maps 2 inputs"),
 }

@@ -600,6 +600,14 @@ def test_outputs_that_all_samples_share(generator):
         Weighting(reads, axes).learn((z, scale), target, SAMPLES)
 
 
+def test_losses_that_are_flat_at_one_sample(generator):
+    def spread(output, target):  # the other outputs have no gradient at all
+        return output[:, 0].var(unbiased=False)
+
+    with pytest.raises(NoWeighting, match="single samples have no gradient, all together have one"):
+        weighting_of(Loss(spread), outputs(generator), outputs(generator))
+
+
 def test_losses_that_do_not_take_one_sample(generator):
     def pairs(output, target):
         if len(output) % 2:
