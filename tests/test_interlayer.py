@@ -456,6 +456,11 @@ class Ending(nn.Module):
         return self.function(self.sum(self.layer(x), x))
 
 
+class Squeezed(nn.Module):
+    def forward(self, x):
+        return x.squeeze()
+
+
 class Sum(nn.Module):
     def forward(self, one, other):
         return one + other
@@ -495,7 +500,17 @@ class Sum(nn.Module):
         (
             lambda: nn.Sequential(nn.Flatten(0, 1)),
             {"start": 0},
-            r"net: 0: gives \(6, 5, 5\) for 3 samples; needs the samples along the first axis",
+            r"net: 0: gives \(6, 5, 5\) for a batch of 3; needs the samples along the first axis",
+        ),
+        (
+            lambda: nn.Sequential(Squeezed()),
+            {"start": 0},
+            r"net: 0: gives \(2, 5, 5\) for a batch of 1; needs the samples along the first axis",
+        ),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(50, 1), Squeezed()),
+            {"start": 0},
+            r"net: 0: gives \(\) for a batch of 1; needs the samples along the first axis",
         ),
         (small_net, {"start": 9}, "start: got 9, the net has 7 layers"),
         (small_net, {"start": -8}, "start: got -8, the net has 7 layers"),

@@ -221,6 +221,7 @@ def test_the_output_of_a_scaled_operation_counts_as_it_is_where_the_bias_does():
     ((2, 4, 3), lambda x, w: torch.einsum("btd,btdk->btk", x, w[x[..., 0].long().abs() % 2])),
     ((4, 4), lambda x, w: F.linear(x, w[[int(x[0].abs().argmax()) % 4, 1, 2, 3]])),
     ((1, 5, 4), lambda x, w: torch.cat([w.expand(len(x), -1, -1), x], 1)),
+    ((1,), lambda x, w: torch.einsum("bti,->bti", x, w[0])),
     ((4, 4), lambda x, w: torch.einsum("bti,ii->bti", x, w)),
     ((4, 4), lambda x, w: torch.einsum("bti,jj->bti", x, w)),
     ((3, 4), lambda x, w: x + torch.einsum("bti,ji->bt", x, w)[..., None]),

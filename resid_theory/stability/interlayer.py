@@ -276,11 +276,12 @@ def _measure(
 def _check_independent(piece: Submap) -> Tensor:
     """Output of one sample, after a check that no sample changes the output of another one."""
     together, alone = piece.function(piece.z.clone()), piece.function(piece.z[:1].clone())
-    if together.shape[0] != len(piece.z):
-        raise ValueError(
-            f"net: {piece.name} gives {tuple(together.shape)} for {len(piece.z)} samples; needs "
-            "the samples along the first axis"
-        )
+    for found, count in ((together, len(piece.z)), (alone, 1)):
+        if found.shape[:1] != (count,):
+            raise ValueError(
+                f"net: {piece.name} gives {tuple(found.shape)} for a batch of {count}; needs the "
+                "samples along the first axis"
+            )
     # Other sizes of a batch round differently, by much less than the root of the precision.
     tolerance = torch.finfo(together.dtype).eps ** 0.5 * float(together.abs().max())
     if float((together[:1] - alone).abs().max()) > tolerance:
