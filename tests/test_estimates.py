@@ -473,6 +473,19 @@ def test_resolved_eigenvalues_count_as_often_as_they_are_there(copies, generator
         assert (found.nodes < 4).all() and found.weights.sum(1).allclose(torch.ones(3))
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_known_levels_are_known_with_all_of_their_copies(seed):
+    generator = torch.Generator().manual_seed(seed)
+    size = int(torch.randint(20, 60, (1,), generator=generator))
+    some = torch.randn(size // 3 + 1, generator=generator)
+    levels = some[torch.randint(len(some), (size,), generator=generator)]
+    found = rt.spectral_density(torch.diag(levels), probes=4, steps=size, generator=seed).known
+    values, copies = levels.unique(return_counts=True)
+    counts = ((found[:, None] - values).abs() < 1e-9).sum(0)
+    assert len(found) and int(counts.sum()) == len(found)
+    assert bool(((counts == 0) | (counts == copies) & (copies < 4)).all())
+
+
 def test_a_measure_without_an_outlier_has_the_moments_of_the_rest(generator):
     matrix = rotated(torch.cat([torch.linspace(-1, 1, 59), torch.tensor([4.0])]), generator)
     vector = torch.linalg.eigh(matrix).eigenvectors[:, -1]

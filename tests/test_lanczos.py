@@ -121,6 +121,13 @@ def test_no_wrong_set_on_degenerate_spectra(seed, family, which):
     assert_right(matrix, found, which, k, tolerance)
 
 
+def test_no_copy_is_missed_where_the_space_is_almost_full(generator):
+    matrix = rotated(torch.tensor([-1.0, 0.3, -0.8]).repeat(100), generator)
+    for seed in range(12):
+        found = rt.eigenpairs(matrix, 5, which="magnitude", generator=seed)
+        assert found.values.tolist() == pytest.approx([-1.0] * 5, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("seed", "family", "which"),
     [
