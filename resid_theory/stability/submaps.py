@@ -73,7 +73,7 @@ def map_between(net: nn.Module, batch: Batch, start: int | str, stop: int | str 
         raise _Reached(z.clone() if isinstance(z, Tensor) else z)
 
     with torch.no_grad():
-        batch.try_call(net)
+        batch.part(0, 2).try_call(net)
     try:
         with torch.no_grad(), entry.register_forward_pre_hook(record, with_kwargs=True):
             batch.call(net)

@@ -58,14 +58,16 @@ class Folder:
     def rewind(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Cut the metrics to those that a checkpoint records, which are returned."""
         length, sha256 = about["metrics"]["bytes"], about["metrics"]["sha256"]
-        data = self._metrics_bytes()[:length]
+        whole = self._metrics_bytes()
+        data = whole[:length]
         if len(data) < length or store.digest(data) != sha256:
             raise ValueError(
                 f"{self.metrics}: damaged: its first {length} bytes are not those that "
                 f"{self.checkpoint} records; restore it from its source, or train anew elsewhere"
             )
         store.tidy_checkpoint(self.checkpoint)
-        os.truncate(self.metrics, length)
+        if len(whole) > length:  # a finished training may lie where nothing can be written
+            os.truncate(self.metrics, length)
         return [json.loads(line) for line in data.splitlines()]
 
     def append(self, line: Mapping[str, Any]) -> None:
