@@ -5,7 +5,7 @@ and BatchNorm in eval mode by some twenty elementwise operations. Inside
 :class:`CheapDoubleBackward` they are replaced by functions with the same value and the same
 derivatives, whose second backward pass calls the operations that the first one calls. On batch
 statistics, BatchNorm leaves the running ones alone. ``hardsigmoid``, of which torch knows no second
-derivative, is written as a clamp, and weight normalization, whose second derivative torch gets
+derivative, is written by ``relu6``, and weight normalization, whose second derivative torch gets
 wrong, as a quotient; gradients of embeddings are dense, whatever their format. Recurrent layers run
 without cuDNN, which differentiates them once, and in train mode only.
 """
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["CheapDoubleBackward"]
 
-_AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _Plan = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
 
@@ -43,15 +43,18 @@ class CheapDoubleBackward(TorchFunctionMode):
         """Run ``func``, or its replacement."""
         kwargs = kwargs or {}
         replacement = None
-        if func in _AXES:
-            replacement = _convolution(_AXES[func], *args, **kwargs)
+        if func in _CONVOLUTIONS:
+            replacement = _convolution(*args, **kwargs)
         elif func is F.batch_norm:
             replacement = _batch_norm(*args, **kwargs)
         elif func is F.hardsigmoid:
-            replacement = F.hardtanh(args[0], -3.0, 3.0) / 6 + 0.5
+            (x,) = args
+            replacement = F.relu6(x + 3) / 6
+            if kwargs["inplace"]:
+                replacement = x.copy_(replacement)
         elif func is torch._weight_norm:
             replacement = _weight_norm(*args, **kwargs)
-        elif func is F.embedding and kwargs.get("sparse"):
+        elif func is F.embedding:
             replacement = func(*args, **{**kwargs, "sparse": False})
         elif getattr(func, "__name__", "") in _RECURRENT:
             with _without_cudnn():
@@ -84,7 +87,6 @@ def _plain(x: Tensor) -> bool:
 
 
 def _convolution(
-    axes: int,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -93,8 +95,9 @@ def _convolution(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    if isinstance(padding, str) or input.dim() != axes + 2 or not _plain(input):
+    if isinstance(padding, str) or input.dim() != weight.dim() or not _plain(input):
         return None
+    axes = weight.dim() - 2
     plan = (_each(stride, axes), _each(padding, axes), _each(dilation, axes), groups)
     out: Tensor = _Convolution.apply(input, weight, plan)
     return out if bias is None else out + bias.view(-1, *[1] * axes)
@@ -164,7 +167,8 @@ class _ConvolutionBack(torch.autograd.Function):
             through = _convolve(x, at_weight, ctx.plan)
             out = through if out is None else out.add_(through)
         # The form is linear in each argument: the same call with the other factors put in.
-        wanted = (at_weight is not None and ctx.needs_input_grad[1], at_input is not None)
+        _, needs_x, needs_weight, *_ = ctx.needs_input_grad
+        wanted = (at_weight is not None and needs_x, at_input is not None and needs_weight)
         left = x if at_input is None else at_input
         right = weight if at_weight is None else at_weight
         at_x, at_kernel = _back(grad, left, right, ctx.plan, wanted)
@@ -175,16 +179,16 @@ def _batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> Tensor | None:
-    if training and running_mean is not None:
+    if training:
         # Running statistics would be written, and put back under a graph that has noted them.
-        return F.batch_norm(input, None, None, weight, bias, True, momentum, eps)
-    if training or running_mean is None or running_var is None or not _plain(input):
+        return F.batch_norm(input, None, None, weight, bias, True, eps=eps)
+    if running_mean is None or running_var is None or not _plain(input):
         return None
     scale = torch.rsqrt(running_var + eps)
     scale = scale if weight is None else scale * weight
