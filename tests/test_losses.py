@@ -19,6 +19,7 @@ from resid_theory.losses import (
     reweighted,
     weighting_of,
 )
+from resid_theory.losses import weighting as weighting_module
 from resid_theory.losses.formulas import class_axis, names_class
 from resid_theory.nested import tensors_of
 
@@ -577,6 +578,26 @@ def test_weights_of_many_samples_take_few_calls(generator):
     weights = weighting.of_samples(output, labels, 64)
     assert relative_error(weights / weights[0] * FACTORS[0], FACTORS[labels]) <= 1e-12
     assert len(calls) <= 2
+
+
+@pytest.mark.parametrize(("piece", "sizes"), [(1, [1] * 7), (3 * 32, [3, 3, 1]), (1 << 26, [7])])
+def test_large_outputs_are_weighed_in_pieces(piece, sizes, generator, monkeypatch):
+    """Of 32 bytes for each sample: three numbers, and another one in a second tensor."""
+    monkeypatch.setattr(weighting_module, "_PIECE", piece)
+    calls = []
+
+    def counted(output, target):
+        calls.append(len(target))
+        return F.cross_entropy(output[0] + output[1].sum(1), target, FACTORS)
+
+    z = torch.randn(7, 3, generator=generator), torch.randn(7, 1, 1, generator=generator)
+    labels, axes = torch.arange(7) % 3, SampleAxes.first(z, 7)
+    weighting = Weighting(Loss(counted), axes)
+    weighting.learn(z, labels, 7)
+    one, calls[:] = weighting.of_part((z[0][:1], z[1][:1]), labels[:1], 1) / FACTORS[0], []
+    assert weighting.of_part(z, labels, 7) == pytest.approx(float(one * FACTORS[labels].sum()))
+    # Of each piece: whether float64 works, with the sample behind it, alone.
+    assert calls == [n + more for n in sizes for more in (0, 1, 0)]
 
 
 def test_labels_that_name_a_class_of_flat_outputs():

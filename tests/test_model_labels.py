@@ -86,6 +86,7 @@ FORMS = {
     "list": lambda b: [rows(b, slice(0, 2)), rows(b, slice(2, 6))],
     "encodings": lambda b: [Encoding(rows(b, slice(0, 4))), Encoding(rows(b, slice(4, 6)))],
     "loader": lambda b: DataLoader([rows(b, k) for k in range(6)], batch_size=4),
+    "one by one": lambda b: [rows(b, slice(k, k + 1)) for k in range(6)],
     "more entries": lambda b: [{**b, "idx": torch.arange(6)}],
 }
 
@@ -234,3 +235,32 @@ def test_values_of_tokens_are_no_words():
     found = rt.evaluate(net, {"x": x, "labels": labels}, loss=rt.Loss(
         lambda output, target: (output["logits"][..., 0] - target).square().mean()))  # fmt: skip
     assert found.loss == pytest.approx(net(x, labels)["loss"].item(), rel=1e-12)
+
+
+class Fitted(nn.Linear):
+    """A loss of values: the mean over samples of their sums, or over all values."""
+
+    def forward(self, x, labels):
+        gaps = (super().forward(x)[..., 0] - labels).pow(4)
+        own = gaps.sum() / len(x) if self.out_features == 1 else gaps.mean()
+        return {"loss": own}
+
+
+@pytest.mark.parametrize("outputs", [1, 2], ids=["by sample", "by value"])
+@pytest.mark.parametrize("places", [(), (3,)], ids=["values", "sequences"])
+def test_labels_of_one_shape_count_by_samples(outputs, places):
+    net, x, labels = (
+        Fitted(4, outputs).double(),
+        torch.randn(5, *places, 4),
+        torch.randn(5, *places),
+    )
+    exact = oracles.hessian_by_nested_gradients(net(x, labels)["loss"], list(net.parameters()))
+    parts = [{"x": x[rows], "labels": labels[rows]} for rows in (slice(3), slice(3, None))]
+    found = rt.curvature_operator(net, "model", parts)
+    assert relative_error(found.dense(), exact) < HESSIAN
+    if places:
+        longer = {"x": torch.randn(2, 4, 4), "labels": torch.randn(2, 4)}
+        with pytest.raises(
+            ValueError, match=r"^loss: batches have .* shapes \(3,\) and \(4,\) for"
+        ):
+            rt.curvature_operator(net, "model", [*parts, longer])

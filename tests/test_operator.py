@@ -881,6 +881,11 @@ class Rounded(nn.Linear):
         return super().forward(x).round().long()
 
 
+class Nothing(nn.Linear):
+    def forward(self, x):
+        return super().forward(x)[:, :0]
+
+
 class Two(nn.Linear):
     def forward(self, x):
         z = super().forward(x)
@@ -893,7 +898,11 @@ PAIRED = rt.Loss(
 REFUSED = {
     "integers": (
         {"net": Rounded(4, K), "loss": lambda o, t: (o - t).abs().mean()},
-        "^net: gives Tensor without floating-point tensors",
+        "^net: gives Tensor without floating-point tensors, needs at least one floating-point num",
+    ),
+    "nothing": (
+        {"net": Nothing(4, K), "loss": lambda o, t: (o.sum(1) - t.sum(1)).square().mean()},
+        r"^net: gives Tensor of shape \(2, 0\), needs at least one floating-point number$",
     ),
     "two outputs": (
         {"net": Two(4, K), "loss": PAIRED, "matrix": "fisher"},

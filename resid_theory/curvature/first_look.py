@@ -132,8 +132,13 @@ def check_output(loss: Loss, output: Any, samples: int) -> None:
             f"net: gives {given} for {samples} samples; the loss {loss.name!r} needs a tensor with "
             "one output for each sample along its first axis, alone or as 'logits' in a mapping"
         )
-    if not any(tensor.is_floating_point() for tensor in tensors_of(output)):
-        raise ValueError(f"net: gives {type(output).__name__} without floating-point tensors")
+    floating = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+    if not any(tensor.numel() for tensor in floating):
+        shapes = ", ".join(f"of shape {tuple(tensor.shape)}" for tensor in floating)
+        raise ValueError(
+            f"net: gives {type(output).__name__} {shapes or 'without floating-point tensors'}, "
+            "needs at least one floating-point number"
+        )
 
 
 def check_target(loss: Loss, output: Any, batch: Batch) -> None:

@@ -1,6 +1,7 @@
 """The loss that a model computes itself, as those of transformers do from labels."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ class OwnLoss(Loss):
     """The loss in a model's output, where labels are among its inputs.
 
     It counts a batch by its labels, by those that a causal model predicts, or by its samples,
-    whichever makes the loss of two samples out of their single ones.
+    whichever makes the loss of two samples out of their single ones. Floating-point labels have one
+    shape for all samples, of which labels and samples count alike.
     """
 
     def __init__(self) -> None:
@@ -96,7 +98,10 @@ def _weights(net: nn.Module, batch: Any) -> Any:
     parts = [rows_of(pair, slice(i, i + 1), 2) for i in (0, 1)]
     with torch.no_grad():
         whole, *own = (float(own_loss(net, part)) for part in (pair, *parts))
-    for count in (_labels, _next_labels, _samples):
+    candidates: list[Any] = [_labels, _next_labels, _samples]
+    if batch["labels"].is_floating_point():  # of one shape, which labels and samples count alike
+        candidates = [partial(_alike, batch["labels"].shape[1:])]
+    for count in candidates:
         counts = [float(count(part)) for part in parts]
         shares = [n * value for n, value in zip(counts, own, strict=True) if n]  # not a number at 0
         if shares and abs(whole - sum(shares) / sum(counts)) <= _STEPS * abs(whole):
@@ -106,7 +111,7 @@ def _weights(net: nn.Module, batch: Any) -> Any:
 
 def _labels(batch: Any) -> Tensor:
     labels: Tensor = batch["labels"]
-    return torch.tensor(labels.numel()) if labels.is_floating_point() else (labels != IGNORED).sum()
+    return (labels != IGNORED).sum()
 
 
 def _next_labels(batch: Any) -> Tensor:
@@ -116,6 +121,17 @@ def _next_labels(batch: Any) -> Tensor:
 
 def _samples(batch: Any) -> Tensor:
     return torch.tensor(len(batch["labels"]))
+
+
+def _alike(shape: torch.Size, batch: Any) -> Tensor:
+    """The number of samples, whose labels have the shape that they had before."""
+    if (given := batch["labels"].shape[1:]) != shape:
+        raise ValueError(
+            f"loss: batches have floating-point labels of shapes {tuple(shape)} and {tuple(given)} "
+            "for a sample, and the model's own loss does not show whether it divides by labels or "
+            'samples; pad them to one shape, or pass rt.Loss(..., of="batch", weights=...)'
+        )
+    return _samples(batch)
 
 
 LOSSES["model"] = OwnLoss()

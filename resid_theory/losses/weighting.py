@@ -108,7 +108,7 @@ class Weighting:
         """
         assert self._axes is not None
         size = sum(8 * leaf[:1].numel() for leaf in self._axes.spread(output))
-        step = max(1, _PIECE // max(1, size))
+        step = max(1, _PIECE // size)
         weights = []
         for start in range(0, samples, step):
             rows = slice(start, start + step)
