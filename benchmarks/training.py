@@ -83,7 +83,9 @@ def checkpoint(device: torch.device, rounds: int) -> None:
     trainer_step(running)()
     tensors = pack(running.group, running.optimizer, running.measurements.sums)
     with tempfile.TemporaryDirectory() as place:
-        writer = Writer(Folder(place), device)
+        folder = Folder(place)
+        folder.append({})
+        writer = Writer(folder, device)
         begin = medians({"begin": lambda: writer.write(tensors, {})}, rounds)["begin"]
         whole = medians({"all": lambda: (writer.write(tensors, {}), writer.finish())}, rounds)[
             "all"

@@ -81,6 +81,7 @@ def test_resumed_is_bit_identical(tmp_path, cuda, name):
         go("stopped", kill)
     assert not go("stopped", lambda step: step >= 7).finished
     stopped = go("stopped")
+    assert not [note for note in stopped.notes if "graph" in note]
     assert left(tmp_path / "stopped") == left(tmp_path / "straight")
     assert stopped.metrics == straight.metrics
     assert torch.equal(stopped.first_losses, straight.first_losses)

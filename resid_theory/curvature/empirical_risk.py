@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from resid_theory._check import check_choice, check_finite, check_positive
 from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.curvature.first_look import (
-    EXAMPLES,
     Findings,
     check_output,
     check_target,
@@ -38,6 +37,7 @@ from resid_theory.curvature.parameter_selection import (
 )
 from resid_theory.data import Batch, Data
 from resid_theory.data.batch import Place
+from resid_theory.data.sample_look import EXAMPLES
 from resid_theory.losses import KnownWeighting, Loss, LossLike, reweighted
 from resid_theory.nested import map_tensors
 from resid_theory.runtime.net_entry import check_net

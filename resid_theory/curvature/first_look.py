@@ -15,7 +15,7 @@ from resid_theory.curvature.forward_checks import (
     unwritten_statistics,
 )
 from resid_theory.data import Batch
-from resid_theory.data.sample_look import coupling, examples
+from resid_theory.data.sample_look import EXAMPLES, coupling, examples
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -28,7 +28,6 @@ from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.resources import is_out_of_memory
 
 __all__ = [
-    "EXAMPLES",
     "Findings",
     "check_output",
     "check_target",
@@ -36,8 +35,6 @@ __all__ = [
     "input_kinds",
     "loss_value",
 ]
-
-EXAMPLES = 16  # samples on which it is found out how a loss averages
 
 
 @dataclass(kw_only=True, eq=False)

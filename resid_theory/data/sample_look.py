@@ -7,7 +7,9 @@ from resid_theory.data.batch import Batch
 from resid_theory.losses import SampleAxes
 from resid_theory.nested import moved
 
-__all__ = ["coupling", "examples"]
+__all__ = ["EXAMPLES", "coupling", "examples"]
+
+EXAMPLES = 16  # samples on which net and loss are tried, and how the loss averages is learnt
 
 
 def examples(batches: Sequence[Batch], count: int) -> tuple[Batch, Batch]:

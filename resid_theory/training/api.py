@@ -211,10 +211,11 @@ def _train(
         raise ValueError(f"recipe: got {type(recipe).__name__}, needs a Recipe")
     dtype, casts = DTYPES[recipe.precision], dict[str, None]()
     for net in nets:
-        # A net of several dtypes keeps them, also of complex ones, which real numbers cannot hold.
+        # Nets of several dtypes keep them, and complex ones, which real numbers cannot hold.
         dtypes = {p.dtype for p in net.parameters() if p.is_floating_point() or p.is_complex()}
-        net.to(device=settings.device, dtype=dtype if len(dtypes) == 1 else None)
-        if len(dtypes) == 1 and dtypes != {dtype}:
+        real = len(dtypes) == 1 and next(iter(dtypes)).is_floating_point
+        net.to(device=settings.device, dtype=dtype if real else None)
+        if real and dtypes != {dtype}:
             casts[f"the net is cast from {dtypes.pop()} to the recipe's {dtype}"] = None
         if recipe.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -43,9 +43,8 @@ class Folder:
 
     def save(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Replace the checkpoint; the metrics reach the disk before it."""
-        if self.metrics.exists():
-            with open(self.metrics, "rb") as file:
-                os.fsync(file.fileno())
+        with open(self.metrics, "rb") as file:
+            os.fsync(file.fileno())
         store.write_checkpoint(self.checkpoint, tensors, about)
 
     def _metrics_bytes(self) -> bytes:
@@ -60,7 +59,7 @@ class Folder:
         length, sha256 = about["metrics"]["bytes"], about["metrics"]["sha256"]
         whole = self._metrics_bytes()
         data = whole[:length]
-        if len(data) < length or store.digest(data) != sha256:
+        if store.digest(data) != sha256:
             raise ValueError(
                 f"{self.metrics}: damaged: its first {length} bytes are not those that "
                 f"{self.checkpoint} records; restore it from its source, or train anew elsewhere"
@@ -110,9 +109,8 @@ class Writer:
 
     def finish(self) -> None:
         """Wait until what was begun is written; an OSError if it could not be."""
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun.result()
+        if self._begun is not None:
+            self._begun.result()
 
 
 def _pinned(tensor: Tensor) -> Tensor:
@@ -183,7 +181,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         flat = tensor.detach().cpu().contiguous().flatten()
         total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        total.update(flat.view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

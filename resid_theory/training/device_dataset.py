@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.data import Batch, Data, Images
+from resid_theory.data.sample_look import EXAMPLES
 from resid_theory.data.sample_look import examples as few_and_more
 from resid_theory.losses import (
     KnownWeighting,
@@ -25,7 +26,6 @@ from resid_theory.training.step import DTYPES, StepBatch
 
 __all__ = ["DeviceDataset"]
 
-_EXAMPLES = 16  # samples on which net and loss are tried
 _CHUNK = 4096  # targets that are checked together
 
 
@@ -67,11 +67,11 @@ class DeviceDataset:
         images = isinstance(whole.content, Images)
         self._images = whole.content.to(device) if images else None
         self._inputs = None if images else whole.inputs
-        count = min(_EXAMPLES, self._size)
+        count = min(EXAMPLES, self._size)
         rows = torch.arange(count) * self._size // count
         some = self._x(self.stored(rows)), rows_of(whole.target, rows, self._size)
         examples = Batch(content=some, size=len(rows))
-        few, examples = few_and_more([examples], _EXAMPLES)
+        few, examples = few_and_more([examples], EXAMPLES)
         with preserved(net):
             small, output = (loss.reads(some.try_call(net)) for some in (few, examples))
             axes = SampleAxes.between(small, output, (few.size, examples.size))
@@ -115,7 +115,7 @@ class DeviceDataset:
         elif self._is_weighted or bool((weights != weights[0]).any()):
             self._weights, self.total = weights.to(device), float(weights.sum())
         self.labels = None
-        if self._labels is not None and isinstance(output, Tensor):
+        if self._labels is not None:
             wide = output[:1].expand(self._size, *output.shape[1:])
             self.labels = int(names_class(wide, self._labels).sum())
 

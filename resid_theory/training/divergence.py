@@ -80,7 +80,7 @@ class Watch:
         ]
         norms = torch.stack(torch._foreach_norm([tensor for *_, tensor in watched], float("inf")))
         if bool(torch.isfinite(norms).all() & torch.isfinite(losses).all()):
-            if self.first.shape[1] == self._seen < _FIRST:
+            if self.first.shape[1] == self._seen:
                 self.first = torch.cat([self.first, losses], 1)[:, :_FIRST]
             self._seen = step
             return

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_int
 from resid_theory.data import Batch, Data
-from resid_theory.data.sample_look import coupling, examples
+from resid_theory.data.sample_look import EXAMPLES, coupling, examples
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -29,7 +29,6 @@ from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Evaluation", "evaluate"]
 
-_EXAMPLES = 16  # samples on which it is found out how a function averages
 _USUAL = (1, 5)  # values of k, of which those are measured that there are classes for
 
 
@@ -145,7 +144,7 @@ class _Totals:
     def __init__(
         self, loss: Loss, top: list[int] | None, batches: Sequence[Batch], net: nn.Module
     ) -> None:
-        few, more = examples(batches, _EXAMPLES)
+        few, more = examples(batches, EXAMPLES)
         small, output = (loss.reads(some.try_call(net)) for some in (few, more))
         leaves = [leaf for leaf in tensors_of(output) if leaf.is_floating_point()]
         if not leaves:

@@ -124,8 +124,7 @@ class Session:
         """Resume from the folder's checkpoint, or make the first one."""
         process_group, device = self.settings.process_group, self.settings.device
         wanted = {**self.identity, **known}
-        if process_group.count > 1:
-            process_group.check_equal(wanted, device)
+        process_group.check_equal(wanted, device)
 
         def opened() -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]] | None:
             if self.folder is None:
@@ -305,7 +304,6 @@ def _surroundings(device: torch.device, seed: int, recipe: Recipe) -> Iterator[N
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
-        torch.inference_mode(False),
         torch.enable_grad(),
         deterministic(tf32=tf32, fastest=rounds and recipe.compile == GRAPH),
     ):

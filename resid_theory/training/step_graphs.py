@@ -20,9 +20,9 @@ class StepGraphs:
     """Graphs of a step, one for each number of samples.
 
     A graph repeats what the device did, with the same memory and without any Python. So a step may
-    depend on tensors only, which are overwritten in place: the place in the epoch, which the graph
-    itself moves on, the order of the samples, their images, the rate. What a net counts in Python
-    does not go on; the proof compares a few steps, and what it changes is put back.
+    depend on tensors only, which are overwritten in place: the place in the epoch, the order of the
+    samples, their images, the rate. What a net counts in Python does not go on; the proof compares
+    a few steps, and what it changes is put back.
 
     Attributes:
         fault: Why steps are not replayed; None as long as they are.
@@ -44,7 +44,6 @@ class StepGraphs:
         self._group, self._optimizer, self._sums, self._step = group, optimizer, sums, step
         self._device = next(iter(sums.values())).device
         self._place = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._next = -1  # the place that the graph has moved on to
         self._replays: dict[int, Callable[[], object]] = {}
         self._pool: Any = None
         self.fault: str | None = None
@@ -62,6 +61,7 @@ class StepGraphs:
         """
         if not isinstance(self._optimizer.param_groups[0]["lr"], Tensor):
             self.fault = "needs parameters in float32 and dense gradients"
+        self._place.fill_(place)
         if samples not in self._replays and self.fault is None:
             try:
                 with torch.cuda.device(self._device):
@@ -70,10 +70,7 @@ class StepGraphs:
                 self.fault = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         if self.fault is not None:
             return False
-        if self._next != place:
-            self._place.fill_(place)
         self._replays[samples]()
-        self._next = place + 1
         return True
 
     def _record(self, place: int, samples: int, left: int) -> Callable[[], object]:
@@ -118,7 +115,6 @@ class StepGraphs:
             replayed = tried(graph.replay)
         finally:
             undo()
-            self._next = place
         gap = float(((replayed - plain).abs() / plain.abs().clamp_min(1e-30)).max())
         if not gap <= _EQUAL:
             raise RuntimeError(f"the losses of replayed steps differ by {gap:.1g}")
