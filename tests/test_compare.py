@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from oracles import noise
 from scipy import stats
 
 import resid_theory as rt
-from resid_theory.stability import Cushions
+from resid_theory.stability import Cushions, compare
 from resid_theory.stability.compare import holm
 
 
@@ -32,6 +33,41 @@ def test_effect_sizes_from_their_definitions():
     assert found.units.tolist() == [[30, 20]] * 2 and found.unit == "sample"
     assert found.p_values[1] < 1e-6 < found.p_values[0]
     assert found.layers_where_a_is_larger == int((found.difference > 0).sum())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_resamples_are_those_of_scipy_from_one_seed(seed):
+    """A stream for all layers, from a number below 2³¹ of the generator."""
+    x, y = noise(2, 9, seed=0), noise(2, 7, seed=1)
+    found = rt.compare_cushions(
+        cushions(x), cushions(y), confidence=0.8, resamples=40,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    drawn = torch.randint(2**31, (), generator=torch.Generator().manual_seed(seed)).item()
+    source = np.random.default_rng(drawn)
+    for row in range(2):
+        medians = [
+            np.median(x[row].numpy()[source.integers(0, 9, (40, 9))], axis=1),
+            np.median(y[row].numpy()[source.integers(0, 7, (40, 7))], axis=1),
+        ]
+        ends = np.quantile(medians[0] - medians[1], [0.1, 0.9])
+        assert found.intervals[row].tolist() == pytest.approx(ends.tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("limit", "batch"), [(None, 2**22 // 7), (20, 2), (3, 1)], ids=str)
+def test_resamples_are_held_in_parts(limit, batch, monkeypatch):
+    """Four million numbers of the larger side at a time, which are no fewer than one resample."""
+    seen, bootstrap = [], stats.bootstrap
+
+    def kept(*given, **more):
+        seen.append(more["batch"])
+        return bootstrap(*given, **more)
+
+    monkeypatch.setattr(stats, "bootstrap", kept)
+    if limit is not None:
+        monkeypatch.setattr(compare, "_AT_ONCE", limit)
+    rt.compare_cushions(cushions(noise(2, 5)), cushions(noise(2, 7)), resamples=5)
+    assert seen == [batch, batch]
 
 
 def test_interval_of_the_median_difference_covers_it():
@@ -98,6 +134,7 @@ def test_equal_nets_do_not_differ():
     same = cushions(noise(2, 40, seed=0))
     found = rt.compare_cushions(same, same)
     assert not found.difference.any() and not found.cliffs_delta.any()
+    assert found.layers_where_a_is_larger == 0
     low, high = found.intervals.unbind(1)
     assert (low <= 0).all() and (high >= 0).all() and (found.adjusted_p_values == 1).all()
 

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from oracles import hessian_by_nested_gradients
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import resid_theory as rt
 from resid_theory.data import Data
 from resid_theory.data.regression import Regression
+from resid_theory.nested import tensors_of
 
 X = torch.arange(10.0, dtype=torch.float64).view(5, 2)
 Y = -X[:, :1]
@@ -270,6 +272,48 @@ def test_what_was_done_to_data_is_noted_once(kind):
     assert data.notes == expected
 
 
+class Numbered(Dataset):
+    """Three hundred samples of one number."""
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, row):
+        return torch.full((1,), float(row)), row
+
+
+def test_samples_of_a_data_set_are_read_256_at_a_time():
+    batches = list(Data.of(Numbered()))
+    assert [(batch.first, batch.size) for batch in batches] == [(0, 256), (256, 44)]
+    assert torch.cat([batch.target for batch in batches]).tolist() == list(range(300))
+
+
+class Widest(TorchFunctionMode):
+    """Rows of the longest float64 tensor of some width that torch's functions give."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.rows = width, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for one in tensors_of(found):
+            if one.dtype == torch.float64 and one.dim() == 2 and one.shape[1] == self.width:
+                self.rows = max(self.rows, len(one))
+        return found
+
+
+@pytest.mark.parametrize(("rows", "width", "compute"), [
+    (1 << 16, 2, lambda x: rt.Moments.of((x[:, :1], x[:, :1]))),
+    (1 << 13, 3, lambda x: rt.data.whiten(x, 1)),
+], ids=["moments", "whitening"])  # fmt: skip
+def test_samples_are_cast_to_float64_in_parts(rows, width, compute, generator):
+    x = torch.randn(2 * rows + 1, width, generator=generator, dtype=torch.float32)
+    with Widest(width) as widest:
+        compute(x)
+    assert widest.rows == rows
+
+
 def test_data_that_can_be_read_once_are_named():
     pairs = [(X, Y)]
     for data in (pairs, (X, Y), Data.of(iter(pairs)).held()):
@@ -413,8 +457,13 @@ def test_a_lack_of_memory_is_no_fault_of_the_inputs():
 
 def test_images_are_data_of_their_own():
     images = rt.Images(pixels=X, labels=Y[:, 0].long())
-    with pytest.raises(ValueError, match="got Images, .*; pass them as data"):
-        rt.evaluate(nn.Linear(2, 3), (images, Y))
+    for given in ((images, Y), [(images, Y)]):
+        for read in (rt.evaluate, rt.layer_cushions):
+            with pytest.raises(ValueError) as caught:
+                read(nn.Linear(2, 3), given)
+            assert str(caught.value) == (
+                "data x: got Images, which have targets of their own; pass them as data"
+            )
     assert torch.equal(images.inputs(X, torch.float64), X)  # not normalized
     assert images.inputs(X, torch.float32).dtype == torch.float32
 
@@ -432,5 +481,9 @@ class Builtin(nn.Module):
 )
 def test_a_net_without_a_signature_is_called(forward, x):
     output = forward(*x) if isinstance(x, tuple) else forward(x)
-    found = rt.evaluate(Builtin(forward), (x, X), loss="square").loss
+    net = Builtin(forward)
+    if x is X:  # by name, too
+        (batch,) = Data.of({"input": X}, like=net, targets=False)
+        assert torch.equal(batch.call(net), output)
+    found = rt.evaluate(net, (x, X), loss="square").loss
     assert found == pytest.approx(0.5 * (output - X).square().sum().item() / 5, rel=1e-12)

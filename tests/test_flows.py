@@ -293,6 +293,13 @@ def test_features_in_groups_give_the_same(generator, data, monkeypatch):
     assert_close(whole.off_path, parts.off_path, rtol=round_off(64), atol=0)
 
 
+def test_a_quarter_of_a_gigabyte_holds_the_flows_of_a_layer_and_five_more():
+    """Of layers with 60 and 36 numbers for each of two samples: the larger one counts."""
+    ladder = [(torch.zeros(2, *shape), torch.zeros(2, 1)) for shape in ((3, 4, 5), (4, 9))]
+    assert room._at_once(ladder) == 2**28 // (6 * 60 * 8) == room._at_once(ladder[::-1])
+    assert room._at_once([(a.float(), b) for a, b in ladder]) == 2**28 // (6 * 60 * 4)
+
+
 def test_scale_of_the_loss_does_not_matter(generator, data):
     net = build("residual", generator)
     tenfold = rt.dominant_flows(net, data, loss=lambda out, y: 10 * F.cross_entropy(out, y))

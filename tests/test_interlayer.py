@@ -9,13 +9,16 @@ from tolerances import relative_error
 from torch import nn
 
 import resid_theory as rt
+from resid_theory.data import Data
 from resid_theory.stability.jacobian import (
     _by_two_gradients,
     better_side,
     differentiable,
     jacobian_product,
+    products,
     squared_norm,
 )
+from resid_theory.stability.submaps import map_between
 
 EXACT = 1e-12  # what exact paths promise
 
@@ -155,6 +158,75 @@ def test_the_side_is_that_of_most_samples_whatever_their_scale(side):
 
     z = torch.tensor([1.0, -1, -1, -1])[:, None] * noise(4, 4).abs()
     assert better_side(function, z, generator=torch.Generator(), rows=100) == side
+
+
+class Recorded:
+    """A linear map from 4 to 5 entries that records how many rows it is given."""
+
+    def __init__(self):
+        self.matrix, self.rows = noise(5, 4, seed=3), []
+
+    def __call__(self, z):
+        self.rows.append(len(z))
+        return z @ self.matrix.T
+
+
+@pytest.mark.parametrize(("side", "probes", "rows", "expected"), [
+    ("in", None, 7, [6, 6]), ("in", None, 100, [12]), ("in", 5, 7, [6, 6, 6]),
+    ("in", 3, 1, [3, 3, 3]),
+    ("out", None, 7, [1, 6]), ("out", None, 100, [1, 15]), ("out", 3, 1, [1, 3]),
+])  # fmt: skip
+def test_products_take_as_many_rows_as_they_may(side, probes, rows, expected):
+    """Three samples for each vector; on the side "out", after one alone, one graph for all."""
+    function, source = Recorded(), torch.Generator().manual_seed(0)
+    found = list(products(function, noise(3, 4), side, probes, source, rows))
+    assert function.rows == expected
+    together = torch.cat(found)
+    if probes is None:
+        exact = function.matrix.T if side == "in" else function.matrix
+        assert torch.equal(together, exact[:, None].expand(-1, 3, -1))
+        return
+    assert together.shape == (probes, 3, 5 if side == "in" else 4)
+    if side == "in":
+        signs = together @ torch.linalg.pinv(function.matrix).T
+        torch.testing.assert_close(signs.abs(), torch.ones_like(signs))
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(20, [64, 1, 64]), (3, [24, 1, 24])])
+def test_the_side_is_chosen_by_eight_samples_and_signs(samples, expected):
+    function = Recorded()
+    better_side(function, noise(samples, 4), generator=torch.Generator(), rows=1000)
+    assert function.rows == expected
+
+
+def test_where_neither_side_varies_one_graph_serves_all_signs():
+    net = nn.Sequential(nn.Identity())  # J = I
+    assert rt.interlayer_cushions(net, noise(3, 4), start=0, method="probes").sides == ("out",)
+
+
+@pytest.mark.parametrize("method", ["exact", "probes"])
+@pytest.mark.parametrize("outputs", [3, 6])
+def test_a_map_that_starts_in_place_overwrites_copies(method, outputs):
+    """Shorter on the side "out" for 3 outputs, on "in" for 6."""
+    layer, x = nn.Linear(4, outputs), noise(5, 4)
+    before = x.clone()
+    one, other = (
+        rt.interlayer_cushions(
+            nn.Sequential(nn.SiLU(inplace=inplace), layer), x, start=0, method=method, batch=3
+        )
+        for inplace in (True, False)
+    )
+    assert torch.equal(x, before) and one.sides == other.sides
+    assert torch.equal(one.values, other.values)
+    assert torch.equal(one.standard_errors, other.standard_errors)
+
+
+def test_a_map_is_checked_on_two_samples_before_it_is_cut():
+    net, seen, x = Wrapped(small_net()), [], noise(5, 2, 5, 5)
+    net.net[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    (batch,) = Data.of(x, like=net, targets=False)
+    assert torch.equal(map_between(net, batch, "net.1", None).z, net.net[:1](x))
+    assert len(seen) == 3 and torch.equal(seen[0], x[:2]) and torch.equal(seen[1], x)
 
 
 def test_intervals_cover_the_exact_value():

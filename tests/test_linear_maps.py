@@ -65,6 +65,11 @@ def circular(x, w):
     return F.conv1d(F.pad(x, (2, 2), mode="circular"), w, stride=2)
 
 
+def twice_padded(x, w):
+    """The zero that stands on the right belongs to the convolution alone."""
+    return F.conv1d(F.pad(x, (1, 0), mode="circular"), w, padding="same")
+
+
 def whole(matrix):
     """One map x -> x Mᵀ under the parameter's own name, where M is made from w."""
     return {"w": lambda x, w: (matrix(w), x, x @ matrix(w).T)}
@@ -122,6 +127,9 @@ OPERATIONS = {
     "conv1d, one by one": ((3, 5, 3), lambda x, w: torch.stack([F.conv1d(one, w) for one in x]),
                            {"w": lambda x, w: (w, x, F.conv1d(x[None], w)[0])}),
     "padded by hand": ((3, 5, 3), circular, {"w": lambda x, w: (w, x, circular(x[None], w)[0])}),
+    "padded by hand and by the convolution": (
+        (3, 5, 2), twice_padded,
+        {"w": lambda x, w: (w, F.pad(x[None], (1, 0), mode="circular"), twice_padded(x[None], w))}),
     "index": ((2, 3, 4), lambda x, w: F.linear(x, w[1]),
               {"w[1]": lambda x, w: (w[1], x, x @ w[1].T)}),
     "slice": ((6, 8), lambda x, w: F.linear(x, w[2:4, 4:]),
@@ -414,13 +422,14 @@ def test_an_order_that_depends_on_the_samples():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem, self.a, self.b = (nn.Linear(4, 4) for _ in range(3))
+            self.stem, self.last, self.first = (nn.Linear(4, 4) for _ in range(3))
 
         def forward(self, x):
             x = self.stem(x)
-            return self.b(x) + self.a(x) if len(x) > 2 else self.a(x) + self.b(x)
+            one, other = (self.first, self.last)[:: 1 if len(x) > 2 else -1]
+            return one(x) + other(x)
 
-    assert rt.layer_cushions(Net(), noise(5, 4), batch=3).layers == ("stem", "a", "b")
+    assert rt.layer_cushions(Net(), noise(5, 4), batch=3).layers == ("stem", "last", "first")
 
 
 @pytest.mark.parametrize("normed", [

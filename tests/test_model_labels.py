@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import resid_theory as rt
+from resid_theory.data.model_labels import labels_are_next
 
 WORDS, TOKENS = 7, 5
 
@@ -213,6 +214,40 @@ def test_labels_are_found_by_the_loss_of_a_model_in_any_precision(causal, dtype,
     net, whole = Language(causal).to(dtype).requires_grad_(not frozen), batch()
     rel = 1e-12 if dtype == torch.float64 else 0.02
     assert rt.evaluate(net, whole).loss == pytest.approx(net(**whole).loss.item(), rel=rel)
+
+
+class Scaled(nn.Module):
+    """A causal model whose loss has a factor; keeps the samples it is given."""
+
+    def __init__(self, dtype, factor):
+        super().__init__()
+        self.layer, self.factor, self.seen = nn.Linear(3, WORDS).to(dtype), factor, []
+
+    def forward(self, x, labels):
+        self.seen.append(x[:, 0, 0].tolist())
+        logits = self.layer(x)
+        parts = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+        return {"loss": self.factor * F.cross_entropy(*parts), "logits": logits}
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1e-3), (torch.bfloat16, 4 * 2.0**-7)],
+                         ids=str)  # fmt: skip
+def test_labels_are_found_by_two_samples_to_a_thousandth_or_four_steps(dtype, share):
+    torch.manual_seed(0)
+    x = torch.arange(4.0).view(4, 1, 1) * torch.ones(4, 99, 3) + oracles.noise(4, 99, 3) / 9
+    x[:, 0, 0] = torch.arange(4.0)
+    labels = torch.randint(WORDS, (4, 99))
+    labels[0, 9:] = labels[2, 5:] = -100  # samples 1 and 3 have the most
+    for factor, right in ((1 + 0.88 * share, True), (1 + 1.12 * share, False)):
+        net = Scaled(dtype, factor)
+        if right:
+            assert labels_are_next(net, {"x": x.to(dtype)}, labels)
+        else:
+            with pytest.raises(
+                ValueError, match="^data: the model's own loss is the cross-entropy"
+            ):
+                labels_are_next(net, {"x": x.to(dtype)}, labels)
+        assert [sorted(some) for some in net.seen] == [[1.0, 3.0]]
 
 
 def test_a_model_that_overwrites_an_input_overwrites_a_copy():

@@ -406,6 +406,28 @@ def test_smoothness_from_its_definition():
         assert ratio.item() == pytest.approx(min(worst).item(), rel=1e-9)
 
 
+def test_smoothness_of_several_batches():
+    """Samples of other norms, two at a time, whose draws follow one another."""
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Sigmoid())
+    x = noise(5, 4) * torch.tensor([[1.0], [10], [0.1], [1], [3]])
+    found = stability.interlayer_smoothness(net, x, start=1, epsilon=0.3, draws=2, batch=2)
+    source, ratios = torch.Generator().manual_seed(0), []
+    for part in net[:1](x).split(2):
+        for _ in range(2):
+            eta = 0.3 * part.norm(dim=1, keepdim=True) / 5**0.5
+            eta = eta * torch.randn(part.shape, generator=source)
+            value, linear = torch.func.jvp(net[1:3], (part,), (eta,))
+            deviation = (net[1:3](part + eta) - value - linear).norm(dim=1)
+            relative = eta.norm(dim=1) / part.norm(dim=1)
+            ratios.append((relative * value.norm(dim=1) / deviation).detach())
+    exact = [torch.stack(ratios[n : n + 2]) for n in (0, 2, 4)]
+    torch.testing.assert_close(found.ratios, torch.cat(exact, 1), rtol=1e-9, atol=0)
+    table = found.frame()
+    assert table["draw"].tolist() == [0] * 5 + [1] * 5
+    assert table["sample"].tolist() == [*range(5)] * 2
+    assert table["ratio"].tolist() == found.ratios.flatten().tolist()
+
+
 def test_the_noise_of_smoothness_is_a_tenth_unless_told():
     net, x = conv_net(), noise(1, 2, 5, 5)
     found = [stability.interlayer_smoothness(net, x, draws=3, **given).ratios
@@ -469,6 +491,36 @@ def plain_bound(net, x, margin):
         sums[0] = min(sums[0], float(product))
     first = (spread / (cushions[0] * sums[0])) ** 2 + 1 / (cushions[1] * sums[1]) ** 2
     return (contraction * 2 * largest / margin) ** 2 * first
+
+
+def test_a_bound_of_small_outputs_and_activations_that_stretch():
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 2)), noise(5, 3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter *= 0.01
+    found = stability.compression_bound(net, x, margin=1.0, batch=2)
+    z, y = net[:1](x), net[:2](x)
+    contraction = (z.norm(dim=1) / y.norm(dim=1)).max().item()
+    assert contraction < 0.1 and found.contraction == pytest.approx(contraction, rel=1e-12)
+    largest = net(x).norm(dim=1).max().item()
+    assert largest < 0.1 and found.output_norm == pytest.approx(largest, rel=1e-12)
+
+
+class Counted(nn.Tanh):
+    """Keeps the numbers of rows that it is given."""
+
+    def forward(self, x):
+        self.rows.append(len(x))
+        return super().forward(x)
+
+
+def test_jacobians_of_a_bound_take_256_rows_at_a_time():
+    middle = Counted()
+    middle.rows = []
+    net = nn.Sequential(nn.Linear(3, 4), middle, nn.Linear(4, 2))
+    stability.activation_noise(net, noise(30, 3), levels=[0.1], draws=1, probes=20)
+    # One sample for the shapes, J z, 20 signs for 8 samples each at most, without noise and with.
+    assert middle.rows == [1, 30, 240, 240, 240, 30, 30]
 
 
 @pytest.mark.parametrize("batch", [2, 6])

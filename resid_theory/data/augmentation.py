@@ -53,7 +53,8 @@ def draw_crops(count: int, *, pad: int = 4, generator: torch.Generator) -> Crops
         Offsets uniform in 0..2·pad and flips with probability one half, on the CPU.
     """
     top, left = torch.randint(2 * pad + 1, (2, count), generator=generator)
-    return Crops(top=top, left=left, flip=torch.rand(count, generator=generator) < 0.5)
+    chances = torch.rand(count, dtype=torch.float32, generator=generator)
+    return Crops(top=top, left=left, flip=chances < 0.5)
 
 
 def augment(pixels: Tensor, crops: Crops, *, pad: int = 4, padding: str = "zeros") -> Tensor:

@@ -154,7 +154,7 @@ class Batch:
         """Inputs and targets on the net's device and in its dtypes."""
         if isinstance(self.content, Images):
             images, dtype = self.content, self.place.inputs or torch.get_default_dtype()
-            inputs = images.inputs(images.pixels.to(self.place.device or "cpu"), dtype)
+            inputs = images.inputs(images.pixels.to(self.place.device), dtype)
             return inputs, self.target
         x, y = self.content
         return self.place.put(x, self.place.inputs), self.place.put(y, self.place.targets)

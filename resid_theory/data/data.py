@@ -363,7 +363,9 @@ class Data:
             self._note_casts("y", y, self._place.targets)
         else:
             y = None
-        return Batch(content=(x, y), size=batch_size(x) or 0)
+        size = batch_size(x)
+        assert size is not None
+        return Batch(content=(x, y), size=size)
 
     def _note_casts(self, name: str, side: Any, dtype: torch.dtype | None) -> None:
         for tensor in tensors_of(side):

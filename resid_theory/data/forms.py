@@ -15,6 +15,7 @@ __all__ = [
     "Triple",
     "as_batches",
     "batch_size",
+    "check_no_images",
     "check_triple",
     "has_weights",
     "is_labelled",
@@ -106,6 +107,7 @@ def check_triple(item: Any) -> Triple:
             + (remedy if keys else "")
         )
     given_x, given_y, behind = found
+    check_no_images(given_x)
     y = _nest("data y", given_y)
     size = batch_size(y)
     x = _nest("data x", given_x, size)
@@ -121,6 +123,12 @@ def check_triple(item: Any) -> Triple:
         for tensor in tensors_of(side):
             check_finite(name, tensor)
     return x, y, None if behind is None else as_tensor("data, behind (x, y)", behind)
+
+
+def check_no_images(x: Any) -> None:
+    """Raise ValueError for images in the place of inputs."""
+    if isinstance(x, Images):
+        raise ValueError("data x: got Images, which have targets of their own; pass them as data")
 
 
 def has_weights(data: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from resid_theory._check import as_tensor, check_finite
-from resid_theory.data.forms import batch_size, is_labelled
+from resid_theory.data.forms import batch_size, check_no_images, is_labelled
 from resid_theory.data.image_set import Images
 from resid_theory.nested import tensors_of
 from resid_theory.runtime.resources import is_out_of_memory
@@ -40,8 +40,6 @@ def arguments_of(net: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any
 def call_net(net: nn.Module, x: Any) -> Any:
     """The output of a net for inputs, which are its arguments by :func:`arguments_of`."""
     args, kwargs = arguments_of(net, x)
-    if args and isinstance(args[0], Images):
-        raise ValueError("data x: got Images, which have targets of their own; pass them as data")
     return net(*args, **kwargs)
 
 
@@ -110,6 +108,7 @@ def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
         x, y = (item[0] if count == 1 else tuple(item[:count])), (*item, None)[count]
     elif not _is_array(item) and hasattr(item, "x"):
         x, y = item.x, getattr(item, "y", None)
+    check_no_images(x)
     if is_labelled(x) and net is not None:
         rest = {name: part for name, part in x.items() if name != "labels"}
         kept, note = taken_by(net, rest, x["labels"])

@@ -126,7 +126,7 @@ def one_hot(labels: Any, classes: int) -> Tensor:
             f"labels: got shape {tuple(labels.shape)} and dtype {labels.dtype}, needs a vector of "
             "class numbers (m,)"
         )
-    index = torch.nan_to_num(labels.to(torch.float64), nan=-1.0)
+    index = labels.to(torch.float64)
     wrong = ((index != index.floor()) | (index < 0) | (index >= classes)).nonzero()
     if len(wrong):
         first = int(wrong[0])

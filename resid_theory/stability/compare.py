@@ -203,7 +203,7 @@ def _compared(
 
     bootstrap = stats.bootstrap(
         (x, y),
-        lambda a, b, axis=-1: np.median(a, axis) - np.median(b, axis),
+        lambda a, b, axis: np.median(a, axis) - np.median(b, axis),
         n_resamples=resamples,
         batch=max(1, _AT_ONCE // max(len(x), len(y))),
         confidence_level=confidence,

@@ -1,5 +1,6 @@
 """Layer cushions: the share of a layer's weight that acts on the input of each sample."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from resid_theory.data import Batch, Data
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns
-from resid_theory.stability.layer_inputs import ROUTED, LayerLook, RowOrder, looks_at, same
+from resid_theory.stability.layer_inputs import ROUTED, LayerLook, RowOrder, looks_at, round_off
 from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import Key, MapObserver
 from resid_theory.stability.norms import NORMS, row_norms
@@ -194,7 +195,7 @@ class _Meter:
     samples: int = 0
     measured: int = 0  # samples of earlier batches
     rows: dict[Key, list[tuple[int, Tensor]]] = field(default_factory=lambda: defaultdict(list))
-    inputs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    inputs: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     known: dict[Any, Tensor] = field(default_factory=dict)
     apart: dict[str, str] = field(default_factory=dict)
     irregular: dict[str, str] = field(default_factory=dict)
@@ -253,12 +254,13 @@ class _Meter:
                     self.rows[use.key].append((self.measured, self._measured(use, layout, whole)))
             if whole is None:
                 self._set_apart(name, _CALLS if layout is None else ROUTED)
-        whole = x if whole is None else whole
-        self.inputs[name].append(torch.linalg.vector_norm(whole)[None].double().cpu())
+        whole = row_norms(x.reshape(1, -1)) if whole is None else whole
+        self.inputs[name].append(float(torch.linalg.vector_norm(whole)))
 
     def _measure_apart(self, batch: Batch) -> None:
         """Measure maps whose rows in a batch do not tell the sample, one sample at a time."""
-        inputs: dict[str, list[Tensor]] = defaultdict(list)
+        inputs: dict[str, list[float]] = defaultdict(list)
+        dtypes: dict[str, torch.dtype] = defaultdict(torch.get_default_dtype)
 
         def take(use: LinearUse) -> None:
             if use.name not in self.apart or use.input.numel() == 0:
@@ -266,7 +268,8 @@ class _Meter:
             if use.geometry and use.input.dim() < use.kernel.dim():  # an image without its batch
                 use = replace(use, input=use.input[None], place=use.place[None])
             below = row_norms(use.input.reshape(1, -1))
-            inputs[use.name].append(below.cpu())
+            inputs[use.name].append(float(below))
+            dtypes[use.name] = use.input.dtype
             values = self._measured(use, RowOrder(axis=None), below)
             self.rows[use.key].append((self.measured + number, values))
 
@@ -280,10 +283,8 @@ class _Meter:
                 k: f"{why}; one sample alone: {error}" for k, why in self.apart.items()
             }
         for name, why in self.apart.items():
-            both = (
-                torch.cat([torch.zeros(1), *of[name]]).norm()[None] for of in (self.inputs, inputs)
-            )
-            if not same(*both):
+            together, alone = (math.hypot(*of[name]) for of in (self.inputs, inputs))
+            if abs(together - alone) > round_off(dtypes[name]) * together:
                 self.irregular.setdefault(name, f"{why}, and depend on the other samples")
 
     def _measured(self, use: LinearUse, layout: RowOrder, below: Tensor) -> Tensor:
@@ -300,9 +301,8 @@ class _Meter:
         if known not in self.known:
             norm, weights = NORMS[self.norm], [use.removed, use.weight]
             wide = torch.complex128 if use.kernel.is_complex() else torch.float64
-            found = [norm(w.to("cpu", wide), use.geometry, size, places)
-                     for w in weights[: 1 + bool(use.owner)]]  # fmt: skip
-            self.known[known] = torch.stack([found[0], found[-1]])
+            found = [norm(w.to("cpu", wide), use.geometry, size, places) for w in weights]
+            self.known[known] = torch.stack(found)
         norms = self.known[known]
         gains = torch.where(below > 0, above / below, torch.nan).cpu()
         return torch.cat([gains[None], norms[:, None].expand(2, self.samples)])

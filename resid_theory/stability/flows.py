@@ -25,7 +25,6 @@ from resid_theory.stability.paths import ChannelPaths, final_features, subactiva
 __all__ = ["Flows", "dominant_flows", "feature_gradients"]
 
 _WORKSPACE = 1 << 28  # bytes that the flows of one layer may take
-_READ = 512  # samples of images that are normalized together: as numbers they are 4 times as large
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,7 +156,7 @@ def dominant_flows(
     samples = Data.of(data, like=net).unweighted()
     parts = []
     with preserved(net), tqdm(disable=not progress, desc="flows", unit="sample") as bar:
-        for some in samples.chunks(_READ):
+        for some in samples:
             start, size = 0, step
             while start < some.size:
                 part = some.part(start, size or 1)

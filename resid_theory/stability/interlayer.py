@@ -74,8 +74,8 @@ class InterlayerCushions(Summaries):
     @property
     def sampling_error(self) -> Tensor:
         """Standard error of the mean that comes from the choice of samples, (pieces,)."""
-        return torch.stack([row[~row.isnan()].std() / (~row.isnan()).sum() ** 0.5
-                            for row in self.values])  # fmt: skip
+        known = (row[~row.isnan()] for row in self.values)
+        return torch.stack([row.std() / len(row) ** 0.5 for row in known])
 
     @property
     def probe_error(self) -> Tensor:

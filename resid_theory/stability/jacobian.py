@@ -147,7 +147,7 @@ def products(
             for copy in range(copies):
                 vectors[copy, :, start + copy] = 1
         else:
-            signs = torch.randint(2, (copies, len(z), size), generator=generator, dtype=torch.int8)
+            signs = torch.randint(2, (copies, len(z), size), generator=generator)
             vectors[:copies] = (2 * signs - 1).to(vectors)
         if side == "in":
             product = jacobian_product(function, many, vectors.view_as(many))[1]

@@ -15,7 +15,7 @@ from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
 
-__all__ = ["ROUTED", "LayerLook", "RowOrder", "looks_at", "same"]
+__all__ = ["ROUTED", "LayerLook", "RowOrder", "looks_at", "round_off"]
 
 ROUTED = "the rows of its input are not those of the samples in turn, as those routed to experts"
 """Reason why a layer has no layout."""
@@ -86,7 +86,7 @@ class LayerLook:
     def agrees(self, key: tuple[str, int], x: Tensor, samples: int) -> bool:
         """True if the input of the batch looked at has the samples in their places."""
         few = self.inputs.get(key)
-        return few is None or same(few, self.layouts[key].rows(x, samples, self.places))
+        return few is None or _same(few, self.layouts[key].rows(x, samples, self.places))
 
 
 def looks_at(
@@ -137,7 +137,7 @@ def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
                 continue
             found[key] = layout
             rows = layout.rows(three, 3)[_PLACES]
-            if same(layout.rows(two, 2), rows[:2]):
+            if _same(layout.rows(two, 2), rows[:2]):
                 seen[key] = rows
     apart = {name: why for name, why in apart.items() if name not in reasons}
     found = {key: one for key, one in found.items() if key[0] not in apart | reasons}
@@ -161,7 +161,7 @@ def _layout(two: Tensor, three: Tensor, axes: int) -> RowOrder | str:
     if not grown:
         shared = RowOrder(axis=None)
         single = two.dim() < axes  # one image
-        alike = not single and same(two, three)
+        alike = not single and _same(two, three)
         odd = f"its input has the shape {tuple(two.shape)} for any number of samples"
         return shared if alike else f"{odd}, and other values"
     axis = grown[0]
@@ -181,13 +181,18 @@ def _layout(two: Tensor, three: Tensor, axes: int) -> RowOrder | str:
     return _UNCLEAR
 
 
-def same(one: Tensor, other: Tensor) -> bool:
+def _same(one: Tensor, other: Tensor) -> bool:
     """True for equal numbers, up to rounding; nan is not a difference."""
     return not _gap(one, other) > 1
 
 
+def round_off(dtype: torch.dtype) -> float:
+    """Largest relative difference that other sizes of a batch make, also by a step in float32."""
+    return max(torch.finfo(dtype).eps ** 0.5, _STEP)
+
+
 def _gap(one: Tensor, other: Tensor) -> float:
-    """Largest difference in units of what rounding may make, also that of a step in float32."""
-    scale = max(torch.finfo(one.dtype).eps ** 0.5, _STEP) * float(one.abs().max())
+    """Largest difference in units of what rounding may make."""
+    scale = round_off(one.dtype) * float(one.abs().max())
     gap = float((one - other).abs().max())
     return gap / scale if scale > 0 else (math.inf if gap > 0 else 0.0)

@@ -69,8 +69,7 @@ def map_between(net: nn.Module, batch: Batch, start: int | str, stop: int | str 
     exit_ = None if stop is None else _module(net, "stop", stop)
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        z = _first(args, kwargs)
-        raise _Reached(z.clone() if isinstance(z, Tensor) else z)
+        raise _Reached(_first(args, kwargs))
 
     with torch.no_grad():
         batch.part(0, 2).try_call(net)

@@ -1,0 +1,126 @@
+"""Float64 in, float64 out: the default dtype of torch is that of a caller's new tensors alone."""
+
+import pytest
+import torch
+from oracles import noise
+from torch import nn
+
+import resid_theory as rt
+from resid_theory import stability
+from resid_theory.nested import tensors_of
+from resid_theory.stability.norms import row_norms
+
+X, Y = noise(7, 3, 4, 4, seed=1).double(), torch.arange(7) % 3
+
+
+class Routed(nn.Module):
+    """Experts in one tensor take the samples that are routed to them; layers have biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.experts = nn.Linear(48, 2), nn.Parameter(noise(2, 3, 48, seed=2))
+
+    def forward(self, x):
+        x = x.flatten(1)
+        pick, out = self.gate(x).argmax(1), x.new_zeros(len(x), 3)
+        for number, expert in enumerate(self.experts):
+            rows = (pick == number).nonzero()[:, 0]
+            out = out.index_add(0, rows, x[rows] @ expert.T)
+        return out
+
+
+def chain():
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Conv2d(3, 3, 3, padding=1, stride=2, padding_mode="circular"), nn.Softplus(),
+        nn.Conv2d(3, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+def residual():
+    return rt.simplified_net(8, identity="residual").double()
+
+
+def moments():
+    one, other = (rt.Moments.of((X.flatten(1)[part], X.flatten(2)[part, 0, :3]))
+                  for part in (slice(3), slice(3, 7)))  # fmt: skip
+    return one, other, one + other
+
+
+def fitted():
+    x, whitening = rt.data.whiten(X.flatten(1), 4)
+    return x, whitening, whitening.apply(X.flatten(1)[:2].float())
+
+
+NETS = {"chain": chain, "routed": Routed, "residual": residual}
+OF_NETS = {
+    "layer cushions": ("chain", lambda net: rt.layer_cushions(net, X, batch=3)),
+    "by the operator": ("chain", lambda net: rt.layer_cushions(net, X, norm="operator")),
+    "with the identity": ("residual", lambda net: rt.layer_cushions(net, X, norm="operator")),
+    "of experts": ("routed", lambda net: rt.layer_cushions(net, X, batch=3)),
+    "interlayer": ("chain", lambda net: rt.interlayer_cushions(
+        net, X, start=1, stop=5, method="exact", batch=9)),
+    "by probes": ("chain", lambda net: rt.interlayer_cushions(
+        net, X, start=0, stop=3, method="probes", probes=3, batch=3)),
+    "own statistics": ("residual", lambda net: rt.interlayer_cushions(
+        net, X, start=1, stop=5, probes=2, batchnorm="batch")),
+    "activation noise": ("chain", lambda net: stability.activation_noise(
+        net, X, levels=[0.1, 0.3], draws=2, probes=2, batch=3)),
+    "weight noise": ("chain", lambda net: stability.weight_noise(
+        net, X, levels=[0.1, 0.3], draws=2, relative=True, batch=3)),
+    "contraction": ("chain", lambda net: stability.activation_contraction(net, X, batch=3)),
+    "smoothness": ("chain", lambda net: stability.interlayer_smoothness(net, X, draws=2, batch=3)),
+    "bound": ("chain", lambda net: stability.compression_bound(net, X, margin=1.0, batch=3)),
+    "flows": ("residual", lambda net: rt.dominant_flows(net, (X, Y))),
+    "gradients": ("residual", lambda net: stability.feature_gradients(net, (X, Y), batch=3)),
+    "comparison": ("chain", lambda net: rt.compare_cushions(
+        rt.layer_cushions(net, X[:3]), rt.layer_cushions(net, X[3:]), resamples=9)),
+}  # fmt: skip
+OF_NUMBERS = {
+    "norms of rows": lambda: row_norms(
+        torch.tensor([[0.0, 0], [3e-200, 4e-200], [1, 2]], dtype=torch.float64)),
+    "moments": moments,
+    "moments of floats": lambda: rt.Moments.of((X.flatten(1).float(), X[:, 0, 0].float())),
+    "moments as given": lambda: rt.Moments(
+        sxx=torch.eye(2).float(), syx=[[1, 2]], syy=[[3]], count=2),
+    "whitening": fitted,
+    "of floats": lambda: rt.data.whiten(X.flatten(1).float(), 4),
+    "digits": lambda: rt.load_whitened("digits", 3, samples=20),
+    "classes": lambda: rt.data.one_hot([2, 0, 1], 3),
+    "a regression": lambda: rt.data.gather((X.flatten(1).float(), X[:, 0, 0])),
+    "weights": lambda: rt.Data.of((X, Y), sample_weight=[0.1, 1, 2, 3, 4, 5, 6]).whole(),
+    "crops": lambda: rt.data.draw_crops(9, generator=torch.Generator().manual_seed(1)),
+}  # fmt: skip
+
+
+def numbers(found):
+    """All tensors of a result, and its table."""
+    table = found.table() if hasattr(found, "table") else {}
+    columns = [column if isinstance(column, torch.Tensor) else list(column)
+               for column in table.values()]  # fmt: skip
+    return [*tensors_of(found), *columns, found if isinstance(found, dict) else None]
+
+
+def in_either(call):
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)  # put back behind each test
+        found.append(numbers(call()))
+    assert found[0] and len(found[0]) == len(found[1])
+    for one, other in zip(*found, strict=True):
+        if isinstance(one, torch.Tensor):
+            torch.testing.assert_close(other, one, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert other == one
+
+
+@pytest.mark.parametrize("name", OF_NETS)
+def test_measurements_do_not_depend_on_the_default_dtype(name):
+    kind, measure = OF_NETS[name]
+    net = NETS[kind]()
+    in_either(lambda: measure(net))
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS)
+def test_numbers_of_data_do_not_depend_on_the_default_dtype(name):
+    in_either(OF_NUMBERS[name])
