@@ -592,3 +592,13 @@ def test_a_loss_without_a_name_resumes_by_a_call_with_it(tmp_path):
               out=tmp_path)  # fmt: skip
     whole = fit(Net(), (X, LABELS), recipe)
     assert run.finished and torch.equal(run.net.first.weight, whole.net.first.weight)
+
+
+def test_a_parameter_without_numbers_changes_nothing(tmp_path):
+    net, plain = Net(), Net()
+    net.nothing = nn.Parameter(torch.zeros(0, 4, dtype=torch.float64))
+    run = rt.train(net, (X, LABELS), RECIPE, seed=0, out=tmp_path / "run", progress=False)
+    rt.train(plain, (X, LABELS), RECIPE, seed=0, progress=False)
+    assert all(torch.equal(p, net.get_parameter(n)) for n, p in plain.named_parameters())
+    again = rt.training.resume(tmp_path / "run", (X, LABELS), net=net)
+    assert again.first_losses.equal(run.first_losses)

@@ -73,7 +73,7 @@ class Watch:
         losses = self._epoch[:, begin : begin + step - self._seen]
         # An infinite weight may be hidden from every loss, by tanh or ReLU, and a bad gradient is
         # not yet in its weight.
-        parameters = self._group.parameters.items()
+        parameters = [(n, p) for n, p in self._group.parameters.items() if p.numel()]
         watched = [("parameter", name, p.detach()) for name, p in parameters]
         watched += [
             ("gradient of", n, p.grad) for n, p in parameters if batches and p.grad is not None
