@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -171,6 +172,23 @@ def test_targets_are_drawn_by_their_ranks(dtype):
     exact = torch.from_numpy(2 * norm.ppf(each.numpy()))
     # One rounding in the net's precision; near one half as many digits as ranks have.
     torch.testing.assert_close(normal, exact.to(dtype), rtol=1e-6, atol=1e-12)
+
+
+class Outermost:
+    """Draws the least number, or the largest one, that a generator may."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def random(self, shape):
+        return np.full(shape, self.number)
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2.0**-53])
+@pytest.mark.parametrize("name", ["square", "labels", "bernoulli"])
+def test_no_draw_is_infinitely_far(name, number, monkeypatch):
+    monkeypatch.setattr(np.random, "Generator", lambda _: Outermost(number))
+    assert measured(name, "fisher_mc").dense().isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["tokens", "square"])

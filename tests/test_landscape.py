@@ -51,6 +51,34 @@ def test_losses_are_those_of_moved_nets(problem, options, parameters, reduction)
     assert float(gap) <= 1e-5 < float((near.losses - near.loss).abs().min())
 
 
+def test_a_row_for_each_direction_and_distance(problem):
+    net, x, y = problem
+    A = rt.curvature_operator(net, "cross_entropy", (x, y))
+    lines, steps = filter_directions(A, 2), torch.tensor([-1.0, 0.5, 2.0])
+    found = loss_along(A, lines, steps)
+    matrix = A.dense()
+    slopes, curvatures = A.gradient @ lines, (lines * (matrix @ lines)).sum(0)
+    rows = [(k, t, found.losses[k, n], A.loss + slopes[k] * t + curvatures[k] * t * t / 2)
+            for k in range(2) for n, t in enumerate(steps.tolist())]  # fmt: skip
+    table = found.table()
+    assert list(table) == ["direction", "distance", "loss", "quadratic"]
+    for column, exact in zip(table.values(), zip(*rows, strict=True), strict=True):
+        assert column.tolist() == pytest.approx([float(number) for number in exact], rel=1e-12)
+
+
+def test_parameters_may_be_called_inputs():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inputs = nn.Parameter(torch.randn(3, 2))
+
+        def forward(self, x):
+            return x @ self.inputs
+
+    A = rt.curvature_operator(Net(), "square", (torch.randn(4, 3), torch.randn(4, 2)))
+    assert filter_directions(A).shape == (6, 1)
+
+
 def test_a_net_in_float32_moves_by_float64(problem):
     net, x, y = problem
     net, x = net.float(), x.float()

@@ -1,6 +1,8 @@
 """Blocks of a Hessian by parameter, against the dense matrix."""
 
 import copy
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +50,49 @@ def test_with_all_columns_the_numbers_are_exact(problem, shift):
     assert torch.allclose(found.block_norms, expected["block_norms"].double(), rtol=1e-6)
 
 
+def test_all_numbers_follow_from_the_signs(problem, monkeypatch):
+    """Of 75 columns those of two layers are drawn, eight times; the others are all known."""
+    (A, dense), Estimate = problem, rt.eigen.Estimate
+    found = SimpleNamespace(largest=Estimate.exact(7.0), products=5)
+    module = sys.modules["resid_theory.curvature.layer_table"]
+    monkeypatch.setattr(module, "eigenpairs", lambda *_, **options: found)
+    table, draws = layer_table(A, probes=8, generator=3), torch.Generator().manual_seed(3)
+    sizes, names = [40, 8, 24, 3], ("0.weight", "0.bias", "2.weight", "2.bias")
+    mean = torch.zeros(4, 4)
+    for k, size in enumerate(sizes):
+        columns = dense.split(sizes, 1)[k]
+        z = torch.eye(size)
+        if size > 8:
+            z = 2.0 * torch.randint(2, (size, 8), generator=draws) - 1
+        parts = (columns @ z).split(sizes)
+        squares = torch.stack([part.square().sum(0) for part in parts])
+        mean[:, k] = squares.sum(1) if size <= 8 else squares.mean(1)
+        forms = (z * parts[k]).sum(0)
+        own, others = squares[k], squares.sum(0) - squares[k]
+        for kind, samples in (("traces", forms), ("norms", own), ("couplings", others)):
+            estimate = getattr(table, kind)[k]
+            if size <= 8:
+                value = float(samples.sum())
+                value = value if kind == "traces" else value**0.5
+                assert estimate.low == estimate.high and estimate.standard_error == 0
+            else:
+                value, error = float(samples.mean()), float(samples.std()) / 8**0.5
+                value, error = (
+                    (value, error) if kind == "traces" else (value**0.5, error / value**0.5 / 2)
+                )
+                assert estimate.standard_error == pytest.approx(error, rel=1e-9)
+            assert estimate.value == pytest.approx(value, rel=1e-9)
+    mean = ((mean + mean.mT) / 2).sqrt()
+    torch.testing.assert_close(table.block_norms, mean, rtol=1e-9, atol=0)
+    assert (table.names, table.products) == (names, 8 + 8 + 8 + 3 + 4 * 5)
+    columns = {"parameter": list(names)}
+    for kind, name in (("traces", "trace"), ("largest", "largest"), ("norms", "norm"),
+                       ("couplings", "coupling")):  # fmt: skip
+        for end, field in (("", "value"), ("_low", "low"), ("_high", "high")):
+            columns[name + end] = [getattr(e, field) for e in getattr(table, kind)]
+    assert table.table() == columns and list(table.table()) == list(columns)
+
+
 def test_intervals_hold_the_truth(problem):
     A, dense = problem
     expected, missed, drawn = exact(dense, [40, 8, 24, 3]), 0, 0
@@ -85,5 +130,7 @@ def test_wrong_calls(problem):
         layer_table(rt.eigen.as_operator(dense))
     with pytest.raises(ValueError, match="^A: its rows and columns are no parameters"):
         layer_table(dense)
+    with pytest.raises(ValueError, match="^A: its rows and columns are no parameters"):
+        layer_table(A.block("0.*", "2.*"))
     with pytest.raises(ValueError, match="^probes: got 3"):
         layer_table(A, probes=3)

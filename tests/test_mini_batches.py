@@ -74,6 +74,20 @@ def test_drawn_batches_are_a_partition():
     torch.testing.assert_close(found.values, torch.tensor(right), rtol=TIGHT, atol=0)
 
 
+def test_a_row_for_each_batch_and_starts_from_the_generator():
+    net, x, y = problem()
+    rows, draws = [(x[:4], y[:4]), (x[4:], y[4:])], torch.Generator().manual_seed(5)
+    before = draws.get_state()
+    found = rt.curvature.batch_spectra(net, "cross_entropy", rows, generator=draws, tolerance=0.3)
+    assert not torch.equal(draws.get_state(), before)
+    table, ends = found.table(), [(e.low, e.high) for e in found.largest]
+    assert list(table) == ["batch", "samples", "largest", "largest_low", "largest_high"]
+    assert [*table["batch"]] == [1, 2] and table["samples"] == (4, 7)
+    assert table["largest"].tolist() == [e.value for e in found.largest]
+    assert [*zip(table["largest_low"], table["largest_high"], strict=True)] == ends
+    assert all(low < high for low, high in ends)
+
+
 def test_batches_of_a_random_matrix_have_draws_of_their_own(monkeypatch):
     net, x, y = problem()
     made, product = [], rt.curvature.CurvatureBlock._product

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import warnings
+from pathlib import Path
 
 import oracles
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
-from resid_theory.curvature import accumulation, matvec_graphs
+from resid_theory.curvature import accumulation, matvec_graphs, rounding
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.identity import with_identity
 
@@ -419,7 +420,8 @@ def bars(A, B, usual):
 # than 1 MiB, else one in 48, at least 2 and at most 16.
 ERRORS = {"all": (40, (6, 5), 40), "two": (90, (600, 450), 2), "four": (192, (600, 450), 4),
           "still four": (239, (600, 450), 4),
-          "most": (1000, (600, 450), 16), "in float32 only": (40, (6, 5), 40)}  # fmt: skip
+          "most": (1000, (600, 450), 16), "in float32 only": (40, (6, 5), 40),
+          "in float32 only, 10100 weights": (40, (101, 100), 40)}  # fmt: skip
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -428,7 +430,7 @@ def test_the_bars_of_an_error_are_multiples_of_what_products_show(name, reductio
     samples, (inputs, outputs), compared = ERRORS[name]
     x = torch.randn(samples, inputs, generator=generator).float()
     y = torch.randint(outputs, (samples,), generator=generator)
-    kind = Stubborn if name == "in float32 only" else nn.Sequential
+    kind = Stubborn if name.startswith("in float32 only") else nn.Sequential
     net = kind(nn.Linear(inputs, outputs, bias=False), nn.Softplus()).float()
     net[0].weight.data.copy_(torch.randn(outputs, inputs, generator=generator) / inputs**0.5)
     loss, few = nn.CrossEntropyLoss(reduction=reduction), torch.arange(compared) * samples
@@ -436,12 +438,49 @@ def test_the_bars_of_an_error_are_multiples_of_what_products_show(name, reductio
     A, B = (rt.curvature_operator(n, loss, (x[few].to(n[0].weight), y[few]))
             for n in (net, nn.Sequential(*copy.deepcopy(net)).double()))  # fmt: skip
     eps = torch.finfo(torch.float32).eps
-    expected = bars(A, B, eps * (10 + 30**0.5) if kind is Stubborn else 0.0)
+    weights = min(inputs * outputs, 10_000)
+    expected = bars(A, B, eps * (10 + weights**0.5) if kind is Stubborn else 0.0)
     error = rt.curvature_operator(net, loss, (x, y)).error
     found = [error.spectral, error.frobenius, error.trace]
     unit = samples / compared if reduction == "sum" else 1.0
     # What is wrong is 1e-7 of products, in which sums of float64 differ by round-off.
     assert found == pytest.approx([unit * bar for bar in expected], rel=1e-6)
+
+
+class Diagonal(nn.Module):
+    """Half of the sum of h w², with another h in float32."""
+
+    def __init__(self, exact, found):
+        super().__init__()
+        self.exact, self.found = exact, found
+        self.weight = nn.Parameter(torch.randn(len(exact), dtype=torch.float32))
+
+    def forward(self, x):
+        h = self.found if self.weight.dtype == torch.float32 else self.exact
+        return (h.to(x) * self.weight.square()).sum() / 2
+
+
+@pytest.mark.parametrize("matrix", ["zero", "one wrong"])
+def test_an_error_of_a_small_entry_is_found_by_the_fourth_product(matrix, monkeypatch):
+    exact = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5, 0.0])
+    found = exact.clone()
+    found[-1] = 0.25
+    if matrix == "zero":
+        exact = found = 0 * exact
+    loss, multiply, calls = (
+        rt.Loss(lambda net, batch: net(batch), of="batch"),
+        rounding._product,
+        [],
+    )
+    monkeypatch.setattr(
+        rounding, "_product", lambda graphs, v: calls.append(v) or multiply(graphs, v)
+    )
+    error = rt.curvature_operator(Diagonal(exact, found), loss, [torch.ones(1).float()]).error
+    if matrix == "zero":
+        assert (error.spectral, error.frobenius, error.trace) == (0, 0, 0) and len(calls) == 2
+        return
+    # The product with the last unit vector, exact to float32's rounding of the other entries.
+    assert error.spectral == pytest.approx(3 * 0.25, rel=1e-5) and len(calls) == 2 * 4
 
 
 def test_the_error_of_samples_one_by_one_is_that_of_their_mean():
@@ -483,6 +522,51 @@ def test_vectors_drawn_together_or_one_by_one(kind, monkeypatch):
         monkeypatch.setattr("resid_theory.curvature.accumulation._SMALL", small)
         measured = rt.curvature_operator(net, "square", (x, y)) @ vectors
         assert relative_error(measured, exact @ vectors) <= HESSIAN
+
+
+@pytest.mark.parametrize("power", [0, 20, -20, 21, -21, 300, -300])
+def test_vectors_far_from_one_are_scaled_by_the_power_of_two_below_them(power, generator):
+    scale = 2.0**power
+    largest = torch.tensor([[1.0], [-1.99], [0.0]])
+    given = scale * torch.cat([largest, largest * torch.tensor([0.5, -0.3])], dim=1)
+    found, scales = matvec_graphs._near_one(given)
+    far = abs(power) > 20
+    assert scales == ([scale, scale, 1.0] if far else [1.0] * 3)
+    assert found is given if not far else torch.equal(found, given / scale)
+    if abs(power) == 21:
+        narrow, _ = matvec_graphs._near_one(given.float())
+        assert narrow.dtype == torch.float64
+
+
+# Vectors, and for each pull how many it takes; one by one without an axis of vectors.
+PULLS = {
+    "one": (torch.ones(1), [None]), "some": (torch.ones(5), [5]), "most": (torch.ones(64), [64]),
+    "more": (torch.ones(65), [64, None]), "all large": (torch.full((2,), 2.0**40), [2]),
+    "of many sizes": (torch.tensor([1.0, 2.0**40]), [None] * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PULLS)
+@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
+def test_small_graphs_are_differentiated_along_64_vectors_at_once(name, engine, monkeypatch):
+    net, x, y, exact, _ = problem()
+    (sizes, expected), pull, calls = PULLS[name], matvec_graphs.HessianGraph.pull, []
+
+    def counted(self, vectors, rows, columns, batched):
+        calls.append(len(vectors[0]) if batched else None)
+        return pull(self, vectors, rows, columns, batched)
+
+    A = rt.curvature_operator(net, "square", (x, y), engine=engine)
+    v = torch.ones(len(exact), 1) * sizes
+    monkeypatch.setattr(matvec_graphs.HessianGraph, "pull", counted)
+    assert relative_error((A @ v) / sizes, exact @ v / sizes) <= HESSIAN
+    assert calls == expected
+    calls.clear()
+    monkeypatch.setattr(accumulation, "_SMALL", A._sums._held_bytes(M))
+    assert (A @ v).shape == v.shape and calls == expected
+    calls.clear()
+    monkeypatch.setattr(accumulation, "_SMALL", A._sums._held_bytes(M) - 1)
+    assert (A @ v).shape == v.shape and calls == [None] * len(sizes)
 
 
 @pytest.mark.parametrize("width", [0, 1])
@@ -714,6 +798,7 @@ def test_chunks_are_halved_when_memory_runs_out(monkeypatch, generator):
     assert texts[0].startswith("engine: out of memory with retained graphs")
     assert texts[1] == "chunk: out of memory with 7 samples; going on with 3"
     assert texts[2] == "chunk: out of memory with 3 samples; going on with 1"
+    assert [Path(warning.filename).name for warning in caught[1:]] == ["operator.py"] * 2
     assert (measured.engine, measured.chunk) == ("rebuilt", 1)
 
 
@@ -823,8 +908,9 @@ def test_kept_graphs_give_way_when_a_product_runs_out(monkeypatch, generator):
         return pull(self, *given)
 
     monkeypatch.setattr(graph, "pull", once)
-    with pytest.warns(UserWarning, match="^engine: out of memory with retained"):
+    with pytest.warns(UserWarning, match="^engine: out of memory with retained") as caught:
         product = measured @ exact[0]
+    assert Path(caught[0].filename).name == "operator.py"
     assert measured.engine == "rebuilt"
     assert relative_error(product, exact @ exact[0]) <= HESSIAN
 

@@ -158,7 +158,7 @@ class MonteCarloFisherGraph(FisherGraph):
             np.random.Generator(np.random.Philox(key=self.seed, counter=place << 64)).random(shape)
             for place in range(self.first, self.first + self._predictions.shape[0])
         ]
-        each = torch.from_numpy(np.stack(ranks, axis=1) + 2.0**-54).to(output.device)
+        each = torch.from_numpy(np.stack(ranks, axis=1).clip(2.0**-54)).to(output.device)
         self._drawn = torch.stack([self._predictions.drawn(some) for some in each])
         return recorded
 

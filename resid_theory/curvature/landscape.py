@@ -10,6 +10,7 @@ from resid_theory._check import as_generator, as_tensor, check_finite, check_int
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.curvature.operator import CurvatureOperator
+from resid_theory.curvature.varied_net import VariedNet
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns, Result
 
@@ -156,7 +157,7 @@ def filter_directions(
     """
     _check_operator(A)
     source, check = as_generator(generator), check_int("count", count)
-    if {"inputs", "activations"} & set(A.names) and len(A.names) == 1:
+    if isinstance(A.risk.net, VariedNet):
         raise ValueError("A: stands for inputs or activations, which have no filters")
     if all(p.dim() < 2 for p in A.risk.parameters):
         raise ValueError("A: none of its parameters has filters, needs one with two axes or more")

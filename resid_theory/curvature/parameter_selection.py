@@ -81,7 +81,7 @@ def _matches(
         raise ValueError(
             f"{argument}: {part!r} is a module; its trainable parameters are '{part}.*'"
         )
-    close = difflib.get_close_matches(part, every, n=1, cutoff=0.0)[0]
+    close = difflib.get_close_matches(part, every, cutoff=0.0)[0]
     raise ValueError(
         f"{argument}: no trainable parameter is called {part!r}; the nearest is {close!r}"
     )

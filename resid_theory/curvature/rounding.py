@@ -53,7 +53,7 @@ def measured_error(risk: EmpiricalRisk, batch: Batch, samples: int, few: int) ->
     errors, trace, worst = [], 0.0, vector
     # A random vector, twice towards the largest eigenvalues, and where the first one is most wrong.
     for step in range(4):
-        vector /= vector.norm()
+        vector = vector / vector.norm()
         found = _product(own, vector)
         right = found if exact is None else _product(exact, vector)
         wrong = usual * found if exact is None else found - right
@@ -62,10 +62,9 @@ def measured_error(risk: EmpiricalRisk, batch: Batch, samples: int, few: int) ->
             worst = wrong
             if exact is not None:
                 trace = size * float(vector @ wrong)
-        following = right if step < 2 else worst
-        if not bool(following.any()):
+        vector = right if step < 2 else worst
+        if not bool(vector.any()):
             break
-        vector = following / following.abs().max()
     spectral = max(errors)
     frobenius = max(spectral, size**0.5 * errors[0])
     # The trace as one random vector shows it has a variance of about 2 |E|².

@@ -11,10 +11,10 @@ from resid_theory.data.net_arguments import call_net
 from resid_theory.nested import map_tensors, rows_of, tensors_of
 from resid_theory.runtime.preserve import preserved
 
-__all__ = ["vary_activations"]
+__all__ = ["VariedNet", "vary_activations"]
 
 
-class _Varied(nn.Module):
+class VariedNet(nn.Module):
     """A net with a free displacement of every sample's activations; it takes sample numbers."""
 
     def __init__(self, net: nn.Module, content: Any, size: int, wrt: str, like: Tensor) -> None:
@@ -47,7 +47,7 @@ def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Da
     whole = Data.of(data, like=net).whole()
     x, y = whole.pair
     x = map_tensors(x, torch.clone)  # the caller's may change
-    varied = _Varied(net, x, whole.size, wrt, _found(net, whole, wrt))
+    varied = VariedNet(net, x, whole.size, wrt, _found(net, whole, wrt))
     varied.train(net.training)
     rows = torch.arange(whole.size)
     return varied, Data.of((rows, y), like=varied, sample_weight=whole.sample_weight)
