@@ -21,6 +21,7 @@ from resid_theory.losses import (
 )
 from resid_theory.losses import weighting as weighting_module
 from resid_theory.losses.formulas import class_axis, names_class
+from resid_theory.losses.part import Part, Sample
 from resid_theory.nested import tensors_of
 
 SAMPLES, CLASSES = 5, 3
@@ -578,6 +579,100 @@ def test_weights_of_many_samples_take_few_calls(generator):
     weights = weighting.of_samples(output, labels, 64)
     assert relative_error(weights / weights[0] * FACTORS[0], FACTORS[labels]) <= 1e-12
     assert len(calls) <= 2
+
+
+def pieces(given, target, generator):
+    """A part of five samples and a sixth one, as a loss is given them."""
+    output = torch.randn(6, CLASSES, generator=generator)
+    part, other = (
+        Part.of(Loss(given), SampleAxes.first(output[rows], len(output[rows])), output[rows],
+                target[rows], len(output[rows]))
+        for rows in (slice(5), slice(5, None))
+    )  # fmt: skip
+    return output, part, other.sample(0)
+
+
+def offset(output, target):
+    return (output - target).square().sum() + 0.7
+
+
+def of_class(output, target):
+    """Not a number where no label counts."""
+    return F.cross_entropy(output, target, FACTORS)
+
+
+# A loss, its targets, the weights of five samples and of the sixth, and what a sum has once.
+VALUES_OF_SIX = torch.linspace(-1, 1, 18).double().view(6, 3)
+LABELS_OF_SIX = torch.tensor([0, 2, -100, 1, 0, 2])
+APPENDED = {
+    "mean": (lambda o, t: (o - t).square().mean(), VALUES_OF_SIX, 5.0, 1.0, None),
+    "classes": (of_class, LABELS_OF_SIX, float(FACTORS[[0, 2, 1, 0]].sum()), 3.0, None),
+    "none": (of_class, LABELS_OF_SIX.where(torch.arange(6) == 5, -100), 0.0, 3.0, None),
+    "sum": (lambda o, t: (o - t).square().sum(), VALUES_OF_SIX, None, None, 0.0),
+    "sum and a number": (offset, VALUES_OF_SIX, None, None, 0.7),
+    "root": (lambda o, t: 0.1 * o.sum() / len(o) ** 0.5, VALUES_OF_SIX, None, None, None),
+    "turned": (lambda o, t: (o.sum(0) - t.sum(0)).square().sum(), VALUES_OF_SIX, None, None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", APPENDED)
+def test_a_sample_behind_a_part(name, generator):
+    loss, target, weight, own, once = APPENDED[name]
+    _, part, one = pieces(loss, target, generator)
+    found = part.append(one)
+    point = one.outputs[0].clone().requires_grad_()
+    value = loss(torch.cat([part.outputs[0], point]), target)
+    alone = loss(point, target[5:])
+    slopes = [torch.autograd.grad(v, point)[0] for v in (value, alone)]
+    ratio = float((slopes[0] * slopes[1]).sum() / slopes[1].square().sum())
+    assert found.value == pytest.approx(value.item(), rel=1e-14)
+    assert found.own == one.own == pytest.approx(alone.item(), rel=1e-14)
+    assert found.ratio == pytest.approx(ratio, rel=1e-12)
+    of_part = float(loss(part.outputs[0], target[:5]))
+    assert found.part == pytest.approx(of_part, rel=1e-14, nan_ok=True)
+    left = once if once is not None else of_part + found.own - found.value
+    assert found.once == pytest.approx(left, rel=1e-12, nan_ok=True)
+    assert (found.is_mean, found.is_sum) == (weight is not None, once is not None)
+    if weight is not None:
+        assert found.ratio == pytest.approx(own / (weight + own), rel=1e-12)
+    assert torch.equal(one.gradient, slopes[1].flatten())
+
+
+def test_a_part_that_counts_nothing_fits_a_mean_and_a_sum(generator):
+    _, part, one = pieces(some, torch.tensor([-1, -1, -1, -1, -1, 0]), generator)
+    found = part.append(one)
+    assert (found.ratio, found.part, found.once) == (pytest.approx(1.0), 0.0, 0.0)
+    assert found.value == found.own and found.is_mean and found.is_sum
+
+
+def test_ratios_are_those_of_samples_as_parts_of_their_own(generator):
+    output, part, one = pieces(of_class, LABELS_OF_SIX.clamp(0), generator)
+    each = [part.some(torch.tensor([row])).append(one).ratio for row in range(5)]
+    torch.testing.assert_close(part.ratios(one), torch.tensor(each), rtol=1e-12, atol=0)
+    assert_same(part.outputs, [output[:5]])
+    assert part.samples == 5 and part.order().tolist() == [0, 2, 4, 3, 1]
+
+
+def test_counts_are_samples_or_labels(generator):
+    labels = torch.tensor([[0, -100], [1, 2], [-100] * 2, [0, 0], [1, 1], [2, -100]])
+    z, target = torch.randn(6, 2, CLASSES, generator=generator), (labels, labels.double())
+    for one, units in ((labels[5:], [[1.0] * 5, [1.0, 2.0, 0.0, 2.0, 2.0]]),
+                       (labels[1:2], [[1.0] * 5, [0.5, 1.0, 0.0, 1.0, 1.0]]),
+                       (labels[2:3], [[1.0] * 5])):  # fmt: skip
+        part = Part(lambda o, t: o[0].sum(), [z[:5]], [leaf[:5] for leaf in target])
+        sample = Sample([z[5:]], [one, one.double()], 1.0, torch.ones(6))
+        assert [count.tolist() for count in part.counts(sample)] == units
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_thresholds_follow_the_lowest_precision(dtype, generator):
+    z = torch.randn(4, 2, generator=generator)
+    part = Part(lambda o, t: o[0].sum(), [torch.arange(4), z.to(dtype), z], [])
+    eps = torch.finfo(dtype).eps
+    assert (part.tolerance, part.round_off) == (eps**0.5, 1024 * eps)
+    assert part.is_finite
+    z[3, 1] = float("inf")  # of the last leaf, and of the other one where it is the same tensor
+    assert not part.is_finite and part.some(torch.tensor([2, 0])).is_finite
 
 
 @pytest.mark.parametrize(("piece", "sizes"), [(1, [1] * 7), (3 * 32, [3, 3, 1]), (1 << 26, [7])])

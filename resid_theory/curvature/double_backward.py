@@ -97,15 +97,14 @@ def _convolution(
 ) -> Tensor | None:
     if isinstance(padding, str) or input.dim() != weight.dim() or not _plain(input):
         return None
-    axes = weight.dim() - 2
-    plan = (_each(stride, axes), _each(padding, axes), _each(dilation, axes), groups)
+    plan = (_each(stride), _each(padding), _each(dilation), groups)
     out: Tensor = _Convolution.apply(input, weight, plan)
-    return out if bias is None else out + bias.view(-1, *[1] * axes)
+    return out if bias is None else out + bias.view(-1, *[1] * (weight.dim() - 2))
 
 
-def _each(given: int | Sequence[int], axes: int) -> list[int]:
-    sides = [given] if isinstance(given, int) else list(given)
-    return sides * axes if len(sides) == 1 else sides
+def _each(given: int | Sequence[int]) -> list[int]:
+    """A number for each axis, or one for all of them."""
+    return [given] if isinstance(given, int) else list(given)
 
 
 def _convolve(x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
