@@ -14,6 +14,7 @@ import resid_theory as rt
 from experiments.crossings.complete import complete_hessian
 from resid_theory.curvature import CurvatureBlock, columns, dense, layer_pairs
 from resid_theory.curvature.matvec_graphs import HessianGraph
+from resid_theory.curvature.rounding import NOT_SYMMETRIC
 
 M, D, K = 7, 3, 2
 
@@ -671,6 +672,122 @@ def test_wrong_derivatives_across_layers_are_seen(panel, data, monkeypatch):
     )
     with pytest.raises(ValueError, match="^net: its second derivatives are not symmetric"):
         columns.columns_of(operator)
+
+
+@pytest.mark.parametrize(("panel", "power"), [(1, 0), (256, 0), (256, 60), (1, -60)])
+def test_the_norm_of_what_is_not_symmetric(panel, power, data, monkeypatch):
+    """In one panel all of it, mirrored; else what three products see beside what was mirrored."""
+    monkeypatch.setattr(columns, "PANEL", panel)
+    net, skewed = mlp(), torch.zeros(26, 26, dtype=torch.float64)
+    skewed[0, 25], skewed[3, 1] = 1e-5, -2e-5
+    scale, product = 2.0**power, CurvatureBlock._product
+    monkeypatch.setattr(CurvatureBlock, "_product", lambda A, v: scale * (
+        product(A, v) + (skewed @ v if A.shape == (26, 26) else 0)))  # fmt: skip
+    matrix, norm = columns.columns_of(rt.curvature_operator(net, "square", data))
+    expected, drawn = exact(mlp(), data), torch.Generator().manual_seed(0)
+    if panel == 256:
+        expected = expected + (skewed + skewed.mT) / 2
+        apart = float((skewed - skewed.mT).norm())
+    else:
+        apart = float((skewed @ torch.randn(26, 3, generator=drawn)).norm()) / 3**0.5
+    assert relative_error(matrix / scale, expected) <= HESSIAN
+    assert norm / scale == pytest.approx(apart, rel=1e-7)  # round-off of 1e-16 in 1e-5
+
+
+@pytest.mark.parametrize("panel", [1, 256])
+def test_how_far_a_matrix_is_from_symmetric_is_told(panel, data, monkeypatch):
+    monkeypatch.setattr(columns, "PANEL", panel)
+    operator, whole = rt.curvature_operator(mlp(), "square", data), exact(mlp(), data)
+    skewed = torch.zeros(26, 26, dtype=torch.float64)
+    skewed[0, 25] = 0.1
+    product, drawn = CurvatureBlock._product, torch.Generator().manual_seed(0)
+    monkeypatch.setattr(CurvatureBlock, "_product", lambda A, v: product(A, v) + (
+        skewed @ v if A.shape == (26, 26) else 0))  # fmt: skip
+    gap = 0.1
+    if panel == 1:  # of the largest entry, as large as the products are wrong
+        v = torch.randn(26, 3, generator=drawn)
+        gap = whole.abs().max() * (skewed @ v).norm() / ((whole + skewed) @ v).norm()
+    with pytest.raises(ValueError) as caught:
+        columns.columns_of(operator)
+    assert str(caught.value) == (
+        f"net: its second derivatives are not symmetric (by {gap:.2g}), {NOT_SYMMETRIC}"
+    )
+
+
+def test_the_first_product_tells_how_far_derivatives_are_from_symmetric(data):
+    net = fill(Headed(Backwards.apply))
+    matrix, v = exact(net, data), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    forms = v @ matrix @ v.mT
+    gap = float((forms - forms.mT).abs().max())
+    with pytest.raises(ValueError) as caught:
+        rt.curvature_operator(net, "square", data)
+    assert str(caught.value) == (
+        f"net: its second derivatives are not symmetric (by {gap:.2g} on vectors of length "
+        f"{float(v[0].norm()):.2g}), {NOT_SYMMETRIC}"
+    )
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_matrix_is_overwritten_where_a_copy_and_buffers_do_not_fit(limited, monkeypatch):
+    """A copy takes 8 bytes an entry, buffers one."""
+    whole = torch.randn(6, 6)
+    whole, beside = whole + whole.mT, 8 * 36 if limited else 0
+    for free, kept in ((9 * 36, True), (9 * 36 - 1, False)):
+        monkeypatch.setattr(dense, "available_bytes", lambda device, free=free: free)
+        matrix = whole.clone()
+        found = dense._eigenvalues(matrix, beside + free if limited else None)
+        assert relative_error(found, torch.linalg.eigvalsh(whole)) <= HESSIAN
+        assert torch.equal(matrix, whole) == kept
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_graphs_may_take_what_the_matrix_leaves(limited, data, monkeypatch):
+    """Of what the caller allows all, of what is free one half."""
+    make, given = dense.operator_of, []
+
+    def operator_of(risk, *, memory_limit):
+        given.append(memory_limit)
+        return make(risk, memory_limit=memory_limit)
+
+    monkeypatch.setattr(dense, "operator_of", operator_of)
+    limit, needed = 1 << 30, 8 * 26**2 + 64 * columns.PANEL * 26
+    monkeypatch.setattr(dense, "available_bytes", lambda device: limit)
+    rt.hessian(mlp(), "square", data, method="columns", memory_limit=limit if limited else None)
+    assert given == [(limit - needed) // (1 if limited else 2)]
+
+
+class Bar:
+    """A progress bar that keeps what it is told."""
+
+    def __init__(self, made, **options):
+        self.options, self.done = options, []
+        made.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.options["done"] = self.done
+
+    def update(self, count):
+        self.done.append(count)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_bars_count_columns_or_samples(progress, data, monkeypatch):
+    made = []
+    for module in (columns, dense):
+        monkeypatch.setattr(module, "tqdm", lambda **options: Bar(made, **options))
+    monkeypatch.setattr(columns, "PANEL", 5)
+    monkeypatch.setattr(dense, "samples_together", lambda sizes: (4, 1))
+    for method in ("columns", "layer_pairs"):
+        rt.hessian(mlp(), "square", data, method=method, progress=progress)
+    shown = {"disable": not progress, "desc": "Hessian"}
+    assert [bar.options for bar in made] == [
+        {"total": 26, "unit": "column", "done": made[0].done, **shown},
+        {"total": M, "unit": "sample", "done": [4, 3], **shown},
+    ]
+    assert sum(made[0].done) == 26 and max(made[0].done) == 5
 
 
 def test_eigenvalues_in_the_matrix_itself(data):

@@ -252,6 +252,19 @@ def test_the_size_of_the_data_does_not_say_what_has_factors(power):
     assert list(found.row_shapes) == ["0.weight"]
 
 
+class Leaking(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + self.part * F.linear(x, self.weight)
+
+
+@pytest.mark.parametrize(("part", "covered"), [(0.9e-8, True), (1.1e-8, False)])
+def test_a_weight_may_be_used_beside_its_layer_by_round_off(part, covered):
+    net = seeded(nn.Linear(3, 4), Leaking(4, 2, bias=False))
+    net[1].part = part
+    found = rt.curvature.kfac(net, "square", (noise(M, 3), noise(M, 2, seed=1)))
+    assert list(found.row_shapes) == ["0.weight", "0.bias"] + ["1.weight"] * covered
+
+
 class Fixed(nn.Module):
     def forward(self, weight):
         return weight.detach()

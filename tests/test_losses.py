@@ -563,8 +563,49 @@ def test_a_part_that_hides_the_sample_behind_it_is_told(generator):
 
     output, target = outputs(generator), torch.tensor([0, 1, 2, -1, 0])
     weighting = weighting_of(Loss(whole), output[:3], target[:3])
-    with pytest.raises(NoWeighting, match="on 5 samples and one more"):
+    with pytest.raises(NoWeighting) as caught:
         weighting.of_part(output, target, SAMPLES)
+    own = weighting._one.outputs[0].square().mean()
+    assert str(caught.value) == told(
+        f"0 on 5 samples and one more, 0 on these, {own:.6g} on that one"
+    )
+
+
+def told(detail):
+    return (
+        "loss: needs a mean, a weighted mean or a sum over samples; this one compares samples with "
+        f"each other, mixes a mean and a sum, or is a function of a mean: {detail}"
+    )
+
+
+@pytest.mark.parametrize(("sizes", "detail"), [
+    ({2: 4.0}, "parts weigh 7, both together 5"), ({5: 5.1}, "parts weigh 5, both together 5.1"),
+    ({5: 5 + 1e-9}, ""), ({3: float("nan")}, "parts weigh nan, both together 5"),
+])  # fmt: skip
+def test_parts_that_weigh_more_apart_than_together_are_told(sizes, detail, generator, monkeypatch):
+    weighed = []
+
+    def weight(self, part):
+        weighed.append(part.samples)
+        return sizes.get(part.samples, float(part.samples))
+
+    monkeypatch.setattr(Weighting, "_weight", weight)
+    output, target, mean = outputs(generator), outputs(generator), Loss(lambda o, t: o.mean())
+    if not detail:
+        weighting_of(mean, output, target)
+        assert weighed == [5, 2, 3, 3, 2]  # sorted halves, and mixed ones
+        return
+    with pytest.raises(NoWeighting) as caught:
+        weighting_of(mean, output, target)
+    assert str(caught.value) == told(detail) and weighed == [5, 2, 3]
+
+
+def test_a_linear_loss_that_weights_of_its_own_multiply(generator):
+    scale = torch.randn(CLASSES, generator=generator).requires_grad_()
+    loss = Loss(lambda o, t: (o * scale).sum() / len(o) + 0 * t.sum())
+    g, curvature = loss.derivatives(outputs(generator), outputs(generator))
+    torch.testing.assert_close(g, scale.detach().expand(SAMPLES, CLASSES), rtol=1e-14, atol=0)
+    assert not curvature.any() and curvature.shape == (SAMPLES, CLASSES, CLASSES)
 
 
 def test_weights_of_many_samples_take_few_calls(generator):

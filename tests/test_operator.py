@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 
 import oracles
@@ -227,6 +228,17 @@ def problem(kind="tanh", seed=0):
     parts = list(zip(x.split([3, 4]), y.split([3, 4]), strict=True))
     exact = exact_hessian(net, "square", parts, "eval")
     return net, x, y, exact, generator
+
+
+def test_blocks_on_the_diagonal_have_no_negative_eigenvalue():
+    net, x, y, _, _ = problem()
+    A = rt.curvature_operator(net, "square", (x, y), matrix="gauss_newton", weight_decay=0.3)
+    for rows, columns, lowest in (
+        ("0.*", None, 0.3), (["2.*", "0.bias"], ["0.bias", "2.*"], 0.3),
+        ("0.*", "2.*", -math.inf), ("0.*", "0.weight", -math.inf),
+    ):  # fmt: skip
+        block = A.block(rows, columns)
+        assert block.lowest == block.T.lowest == lowest
 
 
 @pytest.mark.parametrize("engine", ["retained", "rebuilt"])
@@ -609,6 +621,40 @@ def test_progress_only_if_asked(capsys):
     assert shown.out == "" and "Product" in shown.err
 
 
+class Bar:
+    """A progress bar that keeps what it is told."""
+
+    def __init__(self, made, **options):
+        self.options, self.done = options, 0
+        made.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.options["done"] = self.done
+
+    def update(self, count):
+        self.done += count
+
+
+@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"engine": "rebuilt", "chunk": 2}], ids=["kept", "rebuilt"]
+)
+def test_bars_count_samples(options, progress, monkeypatch):
+    net, x, y, exact, _ = problem()
+    made = []
+    monkeypatch.setattr(accumulation, "tqdm", lambda **given: Bar(made, **given))
+    A = rt.curvature_operator(net, "square", [(x[:3], y[:3]), (x[3:], y[3:])], progress=progress,
+                              **options)  # fmt: skip
+    A @ exact[0]
+    shown = {"disable": not progress, "unit": "sample", "leave": False, "done": M}
+    assert [bar.options for bar in made] == [
+        {"desc": "Gradient", **shown}, {"desc": "Product", "total": M, **shown}
+    ]  # fmt: skip
+
+
 # -- losses of (net, batch) ------------------------------------------------------------------------
 
 
@@ -930,6 +976,64 @@ def test_bytes_of_graphs_grow_with_samples_and_with_chunks():
     assert [two(n) for n in (2, 5, 7)] == [(n + 2) * a + (n // 2 + 2) * b for n in (2, 5, 7)]
 
 
+def graphs_of(monkeypatch, *given, **options):
+    """The graphs that an operator makes before its first product, and whether bytes are counted."""
+    build, made = EmpiricalRisk.graph, []
+
+    def graph(self, batch, start, count, *, weigh=False):
+        made.append((start, min(count, batch.size - start), weigh))
+        return build(self, batch, start, count, weigh=weigh)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EmpiricalRisk, "graph", graph)
+        rt.curvature_operator(*given, **options)
+    return made
+
+
+def test_graphs_that_are_measured_before_those_that_are_kept(monkeypatch, generator):
+    """Of four samples and two; of 32 where the matrix is zero; whole where nothing is split."""
+    net, x, y, _, _ = problem()
+    x, y = torch.randn(40, 4, generator=generator), torch.randn(40, K, generator=generator)
+    found = partial(graphs_of, monkeypatch)
+    assert found(net, "square", (x, y)) == [(0, 4, True), (0, 2, True), (0, 40, False)]
+    assert found(net, "square", (x[:3], y[:3])) == [(0, 3, True), (0, 3, False)]
+    parts = [(0, 30, False), (30, 10, False)]
+    assert found(net, "square", (x, y), chunk=30)[2:] == parts
+    assert found(net, "square", (x, y), chunk=30, engine="rebuilt")[2:] == parts
+
+    def linear(output, target):
+        return (output * target).sum(1).mean()
+
+    more = [(0, 4, True), (0, 32, True), (0, 16, True), (0, 40, False)]
+    assert found(nn.Linear(4, K), linear, (x, y)) == more
+    few = [(0, 4, True), (0, 5, True), (0, 2, True), (0, 5, False)]
+    assert found(nn.Linear(4, K), linear, (x[:5], y[:5])) == few
+    four = [(0, 4, True), (0, 2, True), (0, 4, False)]
+    assert found(nn.Linear(4, K), linear, (x[:4], y[:4])) == four
+    whole, norms = [(0, 40, True), (0, 40, False)], nn.Sequential(nn.BatchNorm1d(4), net)
+    assert found(norms, "square", (x, y), batchnorm="batch") == whole
+
+
+def test_graphs_that_hold_less_than_a_byte_of_a_sample():
+    """Of a weight in float32 alone, whose loss is the same for all samples."""
+    net, loss = nn.Linear(1, 1, bias=False).float(), rt.Loss(
+        lambda net, batch: net.weight.pow(4).sum(), of="batch")  # fmt: skip
+    A = rt.curvature_operator(net, loss, [torch.ones(10_000)])
+    assert A.dense().item() == pytest.approx(12 * net.weight.item() ** 2, rel=1e-6)
+    assert A.error.spectral < 1e-5 and A.graph_bytes(10_000) == 20_000
+
+
+@pytest.mark.parametrize(("free", "together"), [(8, 1), (24, 2), (512, 63), (528, 64)])
+def test_vectors_share_an_eighth_of_a_gpu(free, together, monkeypatch):
+    with pretended():
+        net = nn.Linear(4, 3).to("cuda")
+        data = torch.ones(8, 4, device="cuda"), torch.zeros(8, 3, device="cuda")
+        held = rt.curvature_operator(net, "square", data)._sums._held_bytes(8)
+        monkeypatch.setattr(accumulation, "available_bytes", lambda _: free * held - 2)
+        sums = rt.curvature_operator(net, "square", data)._sums
+        assert sums._together(8) == together  # one byte less than one more would take
+
+
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_the_engine_follows_the_memory(chunk, monkeypatch):
     net, x, y, exact, _ = problem()
@@ -943,8 +1047,12 @@ def test_the_engine_follows_the_memory(chunk, monkeypatch):
     for limit, expected in zip(limits, ["retained", "rebuilt"], strict=True):
         monkeypatch.setattr(accumulation, "available_bytes", lambda _, limit=limit: 2 * limit)
         assert engine() == expected  # half of what is free
-    with pytest.raises(MemoryError, match="^engine: 'retained' needs about .* may be used"):
+    with pytest.raises(MemoryError) as caught:
         rt.curvature_operator(net, "square", (x, y), memory_limit=1, engine="retained")
+    assert str(caught.value) == (
+        f"engine: 'retained' needs about {needed / 2**20:.1f} MiB, 0.0 MiB may be used; use 'auto' "
+        "or 'rebuilt', which hold one chunk at a time"
+    )
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from torch import nn
 from trials import complaint
 
 import resid_theory as rt
+from resid_theory.curvature import operator as operator_module
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.runtime import process_group
 from resid_theory.runtime.process_group import ProcessGroup
 
@@ -284,3 +286,103 @@ def test_one_rank_on_a_gpu(cuda, monkeypatch):
 def test_other_names_of_groups_are_refused(three, group):
     says = f"ValueError: process_group: got {group!r}, needs None, 'world' or a process group"
     assert three(lambda _: ProcessGroup(group)) == [says] * 3
+
+
+class Twins:
+    """The second of two processes that have the same data."""
+
+    count, rank = 2, 1
+
+    def __init__(self, given):
+        self.given, self.told, self.same = given, [], []
+
+    def add(self, tensor):
+        return tensor.mul_(2)
+
+    def add_product(self, total, vectors):
+        return 2 * total
+
+    def together(self, failure, device):
+        self.told.append((failure, device.type))
+        if failure is not None:
+            raise failure
+
+    def check_same(self, tensors, settings):
+        self.same.append((tensors, settings))
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """The groups that operators make."""
+    made = []
+
+    def group(given=None):
+        if given is None:
+            return ProcessGroup()
+        made.append(Twins(given))
+        return made[-1]
+
+    monkeypatch.setattr(operator_module, "ProcessGroup", group)
+    return made
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_equal_shards_make_the_mean_of_one_or_the_sum_of_all(reduction, twins):
+    net, x, y, vectors = problem()
+    net, x, y = net.float(), x.float(), y.float()
+    loss, factor = nn.MSELoss(reduction=reduction), 2 if reduction == "sum" else 1
+    alone = operator_module.operator_of(EmpiricalRisk(net, loss, (x, y)))
+    A = rt.curvature_operator(net, loss, (x, y), process_group="world")
+    assert "error" in vars(A) and (A.samples, A.processes) == (2 * M, 2)
+    assert A.loss == pytest.approx(factor * alone.loss, rel=1e-14)
+    assert relative_error(A.gradient, factor * alone.gradient) <= HESSIAN
+    assert relative_error(A @ vectors, factor * (alone @ vectors)) <= HESSIAN
+    error = alone.error.scaled(factor)
+    for name in ("spectral", "frobenius", "trace"):
+        assert getattr(A.error, name) == pytest.approx(getattr(error, name), rel=1e-12)
+    average = "sum" if reduction == "sum" else "mean"
+    assert f"P = 26, {average} over 22 samples on 2 ranks\n" in str(A)
+    (group,) = twins
+    assert group.given == "world" and group.told == [(None, "cpu")]
+    ((tensors, settings),) = group.same
+    assert all(a is b for a, b in zip(tensors, net.parameters(), strict=True))
+    assert settings == "hessian 26 retained ['0.weight', '0.bias', '2.weight', '2.bias']"
+    drawn = rt.curvature_operator(
+        net, "square", (x, y), matrix="fisher_mc", process_group="world", generator=3
+    )
+    assert drawn.risk.seed == 3 + 2**64
+
+
+def test_errors_of_one_process_are_told_the_others(twins):
+    net, x, y, _ = problem()
+    weights = torch.tensor([1.0, 3.0]).double()
+
+    def measured(output, target):
+        return nn.functional.cross_entropy(output, target, weights)
+
+    unknown = "loss: its weights are measured in units of a sample"
+    cases = (measured, torch.arange(M) % 2, unknown), ("square", y[:, :1], "data y: got shape")
+    for loss, target, says in cases:
+        with pytest.raises(ValueError, match=f"^{says}"):
+            rt.curvature_operator(net, loss, (x, target), process_group="world")
+        ((failure, _),) = twins.pop().told
+        assert isinstance(failure, ValueError)
+
+
+COMPARABLE = {
+    "mean": (lambda o, t, net: nn.functional.mse_loss(o, t), True),
+    "weighted": (lambda o, t, net: ((o - t).square().sum(1) * t[:, 0].exp()).sum()
+                 / t[:, 0].exp().sum(), False),
+    "sum": (lambda o, t, net: nn.functional.mse_loss(o, t, reduction="sum"), True),
+    "mean and decay": (lambda o, t, net: nn.functional.mse_loss(o, t)
+                       + net[0].weight.square().sum(), True),
+    "sum and decay": (lambda o, t, net: nn.functional.mse_loss(o, t, reduction="sum")
+                      + net[0].weight.square().sum(), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPARABLE)
+def test_weights_that_processes_can_compare(name):
+    (loss, expected), (net, x, y, _) = COMPARABLE[name], problem()
+    A = rt.curvature_operator(net, lambda o, t: loss(o, t, net), (x, y))
+    assert A.risk.compares == expected

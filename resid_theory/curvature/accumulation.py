@@ -127,7 +127,7 @@ class BatchSum:
         """Measure the difference from the matrix in float64; None for a net in float64."""
         self.check_unchanged()
         risk = self.risk
-        few = (_SMALL - self._held_bytes(0)) // max(1, self.sample_bytes)
+        few = (_SMALL - self._held_bytes(0)) // self.sample_bytes
         with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state):
             return measured_error(risk, self._weighed, self.samples, few)
 
@@ -155,7 +155,7 @@ class BatchSum:
             size, device = _CHUNK, self.risk.device
             if device.type == "cuda":  # which a graph that does not fill it keeps waiting
                 size = max(size, available_bytes(device) // _SHARE)
-            self.chunk = max(1, size // max(1, self.sample_bytes))
+            self.chunk = max(1, size // self.sample_bytes)
 
     def _measure(self, batch: Batch, count: int) -> None:
         graph = self.risk.graph(batch, 0, count, weigh=True)
@@ -189,9 +189,9 @@ class BatchSum:
         # Fewer samples show what a graph holds whatever their number: weights made of others.
         less = count // 2 if self.risk.splits and count >= 4 else 0
         fewer = self.risk.graph(batch, 0, less, weigh=True).saved if less else 0
-        self.sample_bytes = max(0, graph.saved - fewer) // (count - less)
+        self.sample_bytes = max(1, (graph.saved - fewer) // (count - less))
         self._weight_bytes = sum(p.nbytes for p in graph.parameters)
-        self._shared_bytes = graph.saved - self.sample_bytes * count
+        self._shared_bytes = max(0, graph.saved - self.sample_bytes * count)
 
     def _retain(self, batch: Batch, bar: "tqdm[None]") -> int:
         """Keep a batch's graphs and add up their gradients; return how many samples fitted."""
@@ -225,8 +225,9 @@ class BatchSum:
             torch.cuda.empty_cache()
 
     def _chunk_size(self, batch: int) -> int:
-        whole = self.chunk is None or not self.risk.splits
-        return batch if whole else min(batch, self.chunk or batch)
+        if self.chunk is None or not self.risk.splits:
+            return batch
+        return min(batch, self.chunk)
 
     # -- sums --
 

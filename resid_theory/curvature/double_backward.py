@@ -198,8 +198,8 @@ def _batch_norm(
 
 
 def _affine_back(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    axes = [0, *range(2, x.dim())]
-    return grad * scale, (grad * x).sum(axes, keepdim=True), grad.sum(axes, keepdim=True)
+    """Gradients, of which autograd adds up those at the scale and the shift of a channel."""
+    return grad * scale, grad * x, grad
 
 
 class _Affine(torch.autograd.Function):
@@ -228,6 +228,5 @@ class _AffineBack(torch.autograd.Function):
         ctx: Any, at_input: Tensor, at_scale: Tensor, at_shift: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         grad, x, scale = ctx.saved_tensors
-        axes = [0, *range(2, x.dim())]
         out = torch.addcmul(torch.addcmul(at_shift, at_input, scale), x, at_scale)
-        return out, grad * at_scale, (at_input * grad).sum(axes, keepdim=True)
+        return out, grad * at_scale, at_input * grad
