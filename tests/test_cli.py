@@ -151,12 +151,14 @@ def test_spectrum_measures_as_the_library_does(capsys, digits):
     assert found["mean"]["distance"] == pytest.approx(measured.distance(predicted.spectrum))
 
 
-def test_spectrum_says_what_it_costs(capsys, digits):
-    found = content(capsys, "spectrum", "--blocks", "2", "--mid", "tanh")["cost"]
-    cost = rt.curvature.hessian_cost(rt.ShortcutNet(10, 2, 2, mid="tanh"), "square", digits)
+@pytest.mark.parametrize("mid", [None, "tanh"])
+def test_spectrum_says_what_it_costs(capsys, digits, mid):
+    found = content(capsys, "spectrum", "--blocks", "2", *(["--mid", mid] if mid else []))["cost"]
+    cost = rt.curvature.hessian_cost(rt.ShortcutNet(10, 2, 2, mid=mid), "square", digits)
     assert (found["method"], found["parameters"]) == (cost.method, cost.parameters)
     # LAPACK's copy and workspace beside the Hessian of 400 parameters.
     assert found["bytes"] == max(cost.bytes, 3 * 8 * 400**2)
+    assert (cost.bytes < 3 * 8 * 400**2) == (mid is None)
 
 
 def test_spectrum_averages_over_seeds(capsys):

@@ -10,8 +10,9 @@ from small_trainings import RECIPE, Greedy, Poison, conv_net, difference, fit, i
 from torch import nn
 
 import resid_theory as rt
+from resid_theory.losses import LOSSES, Loss
 from resid_theory.runtime import store
-from resid_theory.training import DivergenceError, Recipe, checkpoint, epochs
+from resid_theory.training import DivergenceError, Recipe, checkpoint, epochs, step_graphs
 from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.step import NetGroup, optimizer_of, set_rate
 from resid_theory.training.step_graphs import StepGraphs
@@ -218,6 +219,20 @@ def test_test_data_are_measured_four_batches_at_a_time():
     assert sizes[-3:] == [80, 80, 10]
 
 
+def test_weights_of_many_samples_are_added_in_float64(monkeypatch):
+    weights = torch.tensor([0.1, 3e3, 0.7], dtype=torch.float32)
+
+    def loss(output, target):
+        return nn.functional.cross_entropy(output, target, weights.to(output))
+
+    row = Loss(loss, targets="labels", weights=lambda target: weights[target])
+    monkeypatch.setitem(LOSSES, "weighted", row)
+    x, y = torch.randn(3000, 2), torch.arange(3000) % 3
+    samples = DeviceDataset("data", (x, y), nn.Linear(2, 3), PLAIN.change(loss="weighted"))
+    assert samples.total == pytest.approx(1000 * weights.double().sum().item(), rel=1e-14)
+    assert float(samples.weight(slice(1, 4))) == weights.double().sum().item()
+
+
 def test_targets_are_checked_4096_at_a_time():
     sizes = []
 
@@ -404,6 +419,12 @@ def test_replays_are_to_have_the_losses_of_steps(cuda, gap, taken):
         assert made.graphs.fault == says
     # One replay, where it was recorded; all trials are undone.
     torch.testing.assert_close(made.group.nets[0].weight, before + float(taken))
+
+
+def test_equal_losses_are_equal_enough(cuda, monkeypatch):
+    monkeypatch.setattr(step_graphs, "_EQUAL", 0.0)
+    assert Recorded([4.0] * 4).graphs.replay(0, 32, 2)
+    assert Recorded([0.0] * 4).graphs.replay(0, 32, 2)
 
 
 @pytest.mark.parametrize(("last", "trials"), [(5, 1), (6, 2), (7, 3), (30, 3)])

@@ -62,7 +62,7 @@ class _OnImages(Task):
         return _loaded(self.data, split, samples, self.size, self.channels).to(device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache
 def _built(net: str, seed: int, **options: Any) -> nn.Module:
     # Once for all cells that differ in other things.
     return net_of(net, seed=seed, **options)
