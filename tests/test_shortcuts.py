@@ -35,7 +35,6 @@ from benchmarks.shortcut_nets import (
 from resid_theory.equivalence import NothingConverted, block_verdicts
 from resid_theory.equivalence.shortcut_paths import paths_in
 from resid_theory.equivalence.tracing import parts_of
-from resid_theory.equivalence.units import TwoLayers, UnitKind, _descended, nearest_set
 from resid_theory.identity import AddIdentity, with_identity
 from resid_theory.networks import Block
 
@@ -102,45 +101,11 @@ def test_refusals_name_the_theorem_or_say_open(name):
         assert rt.conversion(rt.absorb(REFUSED[name])).left
 
 
-def test_the_distance_lies_between_its_bounds():
-    for seed in range(10):
-        torch.manual_seed(seed)
-        up, down = torch.randn(9, 3), torch.randn(3, 9)
-        block = TwoLayers(
-            up=up, bias=torch.zeros(9), down=down, offset=torch.zeros(3), shortcut=torch.eye(3),
-            unit=UnitKind.of(F.gelu),
-        )  # fmt: skip
-        found = nearest_set(block)
-        exact = min(
-            float((torch.eye(3) + down[:, kept] @ up[kept]).norm())
-            for kept in (torch.tensor([bool(n >> i & 1) for i in range(9)]) for n in range(512))
-        )
-        assert found.low <= exact * (1 + SAME) and exact <= found.high * (1 + SAME)
-        assert found.low > 0 and found.high < 1.2 * exact
-
-
 def squared_relu(t):
     return F.relu(t) ** 2
 
 
 C, RELU, SQUARED = nn.Conv2d, nn.ReLU(), Apply(squared_relu)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_single_flips_go_down_as_far_as_any_does(seed):
-    torch.manual_seed(seed)
-    with torch.device("cpu"):
-        root, c, s = torch.randn(7, 9), 3 * torch.randn(9), torch.randint(2, (9,)).double()
-    G, best = (root.T @ root).double(), s
-
-    def value(s):
-        return float(s @ G @ s + 2 * c.double() @ s)
-
-    while best is not None:
-        end, flips = best, [torch.where(torch.arange(9) == n, 1 - best, best) for n in range(9)]
-        best = min(flips, key=value)
-        best = best if value(best) < value(end) else None
-    assert torch.equal(_descended(s, G, c.double()), end)
 
 
 class Gate(nn.Module):
@@ -238,24 +203,6 @@ def test_what_the_bounds_leave_open_is_said(seed, decided):
     assert found.distance_low[0] <= exact * (1 + SAME) and exact <= found.distance_high[0] * (
         1 + SAME
     )
-
-
-@pytest.mark.parametrize(
-    ("function", "kappa", "properties"),
-    [(F.relu, 1, "keeps_positive nonnegative homogeneous zero"), (F.gelu, 1, "zero"),
-     (F.silu, 1, "zero"), (F.elu, None, "keeps_positive zero"), (torch.tanh, None, "zero"),
-     (lambda t: F.leaky_relu(t, 0.3), 1.3, "keeps_positive homogeneous zero"),
-     (F.softplus, 1, "nonnegative"), (F.mish, None, "zero"), (F.hardswish, 1, "zero"),
-     (F.relu6, None, "nonnegative zero"), (torch.square, None, "nonnegative flat zero"),
-     (lambda t: F.relu(t) ** 2, None, "nonnegative squares flat zero"),
-     (lambda t: F.relu(-t), -1, "nonnegative homogeneous zero"),
-     (lambda t: F.relu(-t) ** 2, None, "nonnegative squares flat zero"),
-     (lambda t: t, 2, "keeps_positive homogeneous zero"), (torch.exp, None, "nonnegative")],
-)  # fmt: skip
-def test_units_that_carry_a_line(function, kappa, properties):
-    unit = UnitKind.of(function)
-    assert {name for name, value in vars(unit).items() if value is True} == {*properties.split()}
-    assert unit.kappa == (None if kappa is None else pytest.approx(kappa, rel=1e-12))
 
 
 def test_a_shortcut_is_found_wherever_its_identity_enters():

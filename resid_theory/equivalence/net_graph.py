@@ -48,8 +48,10 @@ _BOUNDED = {"tanh", "sigmoid", "hardtanh", "relu6", "hardsigmoid", "softsign", "
             "atan", "softmax"}  # fmt: skip
 _POLES = {"log", "log2", "log10", "log1p", "logit", "atanh", "arctanh", "erfinv", "tan",
           "reciprocal", "rsqrt", "div", "truediv"}  # fmt: skip
-_OF_NORMS = {"rsqrt", "sqrt", "norm", "vector_norm", "square", "pow", "mean", "sum", "add",
-             "unsqueeze", "expand", *_CASTS}  # fmt: skip
+_KEPT = {"unsqueeze", "expand", *_CASTS}
+_POWERS = {"rsqrt": -0.5, "sqrt": 0.5, "square": 2} | dict.fromkeys(
+    ("norm", "vector_norm", "mean", "sum", "add", *_KEPT), 1
+)  # by which functions in a norm grow
 _NORMS = {"layernorm", "groupnorm", "rmsnorm", "normalize", "instancenorm", "instancenorm1d",
           "instancenorm2d", "instancenorm3d", "nativelayernorm"}  # fmt: skip
 
@@ -189,7 +191,7 @@ class NetGraph:
         if word in _AFFINE:
             if in_training and word.startswith(("Batch", "batch")):
                 return "other"
-            first = parts[0] in node.args[:1]
+            first = parts[0] in (*node.args[:1], node.kwargs.get("input"))
             turned = word in ("matmul", "mm", "div", "truediv", "linear") and not first
             return "other" if turned else "affine"
         if word == "getitem":  # every axis is kept, from its first entry on
@@ -204,18 +206,20 @@ class NetGraph:
         return "other"
 
     def _is_rms(self, node: fx.Node, parts: list[fx.Node]) -> bool:
-        """True for u / sqrt(mean(u²) + eps) and u / ‖u‖, written out."""
+        """True for u / sqrt(mean(u²) + eps) and u / ‖u‖, written out: what does not grow with u."""
+        divides = self.word(node) != "mul"
         for whole, factor in (parts, parts[::-1]) if len(parts) == 2 else ():
-            words = []
-            while factor is not whole and len(self.inputs(factor)) == 1:
-                words.append(self.word(factor))
-                factor = self.inputs(factor)[0]
-            divides = self.word(node) != "mul"
             if divides and node.args[0] is not whole:
                 continue
-            roots = [{"norm"}, {"vector_norm"}, {"sqrt", "square"}, {"sqrt", "pow"}]
-            roots = roots if divides else [{"rsqrt", "square"}, {"rsqrt", "pow"}]
-            if factor is whole and {*words} <= _OF_NORMS and any(r <= {*words} for r in roots):
+            power, is_even = 1.0, False
+            while factor is not whole and len(self.inputs(factor)) == 1:
+                word = self.word(factor)
+                own = self.option(factor, 1, "exponent") if word == "pow" else _POWERS.get(word, 0)
+                power *= own if isinstance(own, (int, float)) else 0
+                if word not in _KEPT:  # the first one of `whole` forgets its sign
+                    is_even = word in ("norm", "vector_norm") or own == 2
+                (factor,) = self.inputs(factor)
+            if factor is whole and is_even and power == (1 if divides else -1):
                 return True
         return False
 

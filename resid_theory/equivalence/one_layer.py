@@ -38,19 +38,22 @@ def layer_between(
     piece = _Piece(graph, first, last, like)
     more, rests, failed = 0, 1, 0
     source = torch.Generator().manual_seed(0)
-    while more < rests:  # strides leave different rests of a size
+    while more < rests:  # strides leave different rests of a size, matrices read tokens, too
         try:
             layer = piece.layer(last)
             if layer.weight.is_meta:  # which has no values to compare
                 return layer
-            rests = max(layer.stride, default=1)
+            rests = max(layer.stride, default=2)
             steps = zip(layer.weight.shape[2:], layer.dilation, layer.stride, strict=True)
             side = [(size - 1) * wide + 1 + 2 * step + more for size, wide, step in steps]
-            x = torch.randn(3, layer.inputs, *side, generator=source, dtype=torch.float64)
+            sizes = (layer.inputs, *side) if side else (*[1] * more, layer.inputs)
+            x = torch.randn(3, *sizes, generator=source, dtype=torch.float64)
             x = x.to(layer.weight.device)
             with torch.no_grad():
                 found, exact = layer(x), graph.run(last, {first: x})
-        except (RuntimeError, IndexError, TypeError) as error:
+        except NotOneLayer:
+            raise
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
             failed += 1
             if failed == rests:
                 words = str(error).splitlines()[0]
@@ -62,7 +65,8 @@ def layer_between(
             if float((found - exact).abs().max()) > _EXACT * float(exact.abs().max()):
                 raise NotOneLayer(
                     "it treats borders unlike a convolution, as a bias in front of a padding"
-                )
+                    if side else "its function depends on sizes"
+                )  # fmt: skip
         more += 1
     return grouped(layer, piece.groups)
 
@@ -171,9 +175,10 @@ class _Piece:
             given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
             value: dict[str, Any] = {
                 name: graph.run(part) if isinstance(part, fx.Node) else part
-                for name, part in given.items()
-            }
-            weight, bias = value.get("weight", value.get("other")), value.get("bias")
+                for name, part in given.items() if name != "input"
+            }  # fmt: skip
+            (weight,) = (value[w] for w in ("weight", "other", "mat2") if w in value)
+            bias = value.get("bias")
             if weight.dim() < 2:
                 return None
             weight = weight.mT if word in ("matmul", "mm") else weight

@@ -74,8 +74,8 @@ class TwoLayers:
     offset: Tensor  # c, (o,)
     shortcut: Tensor  # P, (o, d)
     unit: UnitKind  # the function φ
-    rounding: float = 1e-15  # relative size of rounding errors in the weights
-    positive: bool = False  # x >= 0
+    rounding: float  # relative size of rounding errors in the weights
+    positive: bool  # x >= 0
 
     @property
     def tolerance(self) -> float:
@@ -188,7 +188,7 @@ def _low_rank(matrix: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
 def _independent(rows: Tensor) -> list[int]:
     """Indices of linearly independent rows that span all, the longest first."""
     rest, chosen = rows.clone(), []
-    floor = 1e-10 * float(rows.norm(dim=1).max()) if len(rows) else 0.0
+    floor = 1e-10 * float(rows.norm())
     for _ in range(min(rows.shape)):
         norms = rest.norm(dim=1)
         best = int(norms.argmax())
@@ -222,7 +222,7 @@ def nearest_set(block: TwoLayers) -> Distance:
         return float((P + kappa * (block.down * s) @ block.up).norm())
 
     # Nesterov's method on the box, and the linear lower bound at its last point.
-    bound = float(G.abs().sum(1).max().clamp_min(1e-300))
+    bound = float(G.abs().sum(1).max())
     s = ahead = torch.full((h,), 0.5, dtype=P.dtype)
     for step in range(_STEPS):
         new = (ahead - (G @ ahead + c) / bound).clamp(0, 1)
@@ -241,7 +241,7 @@ def nearest_set(block: TwoLayers) -> Distance:
         unique = bool(size[-1] > 1e-10 * size[0])
         if unique:
             exact = right.T @ ((left.T @ -P.flatten()) / size)
-            begins.insert(0, exact.clamp(0, 1).round())
+            begins = [exact.clamp(0, 1).round(), *begins]
     best = min((_descended(start, G, c) for start in begins), key=value)
     high = value(best)
     reached = high <= block.tolerance
