@@ -826,9 +826,10 @@ def test_strides_are_compared_at_every_rest_of_a_size():
     torch.manual_seed(0)
     pooled = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 3, 3, padding=1, bias=False))
     even = nn.Conv2d(3, 3, 2, stride=2, bias=False)
+    wide = nn.Sequential(nn.AvgPool2d((1, 2)), pooled[1]), C(3, 3, (1, 2), (1, 2), bias=False)
     padded = [nn.Sequential(Apply(lambda x: F.pad(x, (0, 1, 0, 1))), nn.Conv2d(3, 3, 3, stride=2))
               for _ in range(2)]  # fmt: skip
-    for net in (Parallel(even, pooled), Parallel(*padded)):
+    for net in (Parallel(even, pooled), Parallel(*wide), Parallel(*padded)):
         assert rt.shortcuts(net).answers == ("open",)
 
 
@@ -888,6 +889,10 @@ def test_concatenations_and_encoders_of_torch_are_listed():
     dense = Joined(branch, lambda x, y: torch.cat([torch.cat([x, y], 1), y], 1))
     found = rt.shortcuts(dense)
     assert found.enters == ("concatenated",) and found.answers == ("open",)
+    normed = Joined(branch, lambda x, y: torch.cat([F.layer_norm(x, (3,)), y], 1))
+    assert rt.shortcuts(normed).enters == ("concatenated",)
+    half = Joined(C(3, 3, 2, 2), lambda x, y: torch.cat([F.avg_pool2d(x, 2), y], 1))
+    assert not rt.shortcuts(half).modules  # positions of the stream are gone
     others = [
         lambda x, y: torch.stack([x, y]).sum(1), lambda x, y: torch.stack([x, y]).sum(0, True),
         lambda x, y: torch.stack([x, y]).sum(0, keepdim=True),

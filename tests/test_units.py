@@ -76,7 +76,7 @@ def random_units(name, *, rank=2):
     like = torch.tensor([3, 3, 0, 1, 2])
     signs = torch.tensor([1.0, 0.0, factor, -factor, factor])
     more_up, more_bias = signs[:, None] * up[like], signs * bias[like]
-    more_bias[1], more_down = 0.8, torch.randn(2, 5)
+    more_bias[1], more_down, down[0, 3] = 0.8, torch.randn(2, 5), 0
     more_down[:, 0], more_down[:, 4] = 0, -down[:, 2] / factor
     shortcut = torch.randn(2, rank) @ torch.randn(rank, 3)
     return made(name, torch.cat([up, more_up]), torch.cat([bias, more_bias]),
@@ -174,11 +174,11 @@ def test_rows_that_span_all_the_longest_first():
     assert _independent(1e-30 * rows[:2]) == [1, 0] and _independent(torch.zeros(2, 3)) == []
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(12))
 def test_single_flips_go_down_as_far_as_any_does(seed):
     torch.manual_seed(seed)
     with torch.device("cpu"):
-        root, c, s = torch.randn(7, 9), 3 * torch.randn(9), torch.randint(2, (9,)).double()
+        root, c, s = torch.randn(7, 9), torch.randn(9), torch.randint(2, (9,)).double()
     G, best = (root.T @ root).double(), s
 
     def value(s):
@@ -216,12 +216,34 @@ def test_bounds_of_the_distance(name, seed):
     torch.manual_seed(seed)
     up, down = torch.randn(7, 4), torch.randn(3, 7)
     block = made(name, up, torch.randn(7), down, 2 * torch.randn(3, 4))
+    torch.set_default_dtype(torch.float32)  # of which units in float64 take no notice
     found, exact = nearest_set(block), float(over_all_sets(block))
     assert found.low == pytest.approx(over_the_box(block), rel=1e-5)  # what 300 steps leave
     assert found.high == pytest.approx(exact, rel=SAME)  # these are no hard ones
-    chosen = block.shortcut + (columns(block) @ found.chosen.double()).view(3, 4)
+    chosen = block.shortcut.flatten() + columns(block) @ found.chosen.double()
     assert found.high == pytest.approx(float(chosen.norm()), rel=SAME)
     assert found.decided and found.low > 0
+
+
+@pytest.mark.parametrize(("apart", "seed"), [(0.03, 0), (0.03, 4), (0.01, 1)])
+def test_a_planted_set_is_found_among_units_that_are_nearly_parallel(apart, seed):
+    torch.manual_seed(seed)  # of those at which only least squares lead to it
+    up, down = torch.randn(1, 4) + apart * torch.randn(12, 4), torch.randn(4, 12)
+    chosen = torch.arange(12) % 3 != 1
+    block = made("leaky", up, torch.randn(12), down, -1.3 * (down * chosen) @ up)
+    found = nearest_set(block)
+    assert torch.equal(found.chosen, chosen) and found.decided
+    assert found.low <= found.high < block.tolerance
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_units_against_one_another(seed):
+    torch.manual_seed(seed)
+    up, down = torch.randn(4, 3), torch.randn(3, 4)
+    up, down = (torch.cat([part, sign * part + 0.3 * torch.randn(part.shape)], axis)
+                for part, sign, axis in ((up, 1, 0), (down, -1, 1)))  # fmt: skip
+    block = made("sum", up, torch.zeros(8), down, 2 * torch.randn(3, 3))
+    assert nearest_set(block).low == pytest.approx(over_the_box(block), rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -159,7 +159,7 @@ def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
     product = graph.affine_entry(other, source)
     if product is None or graph.kinds[product] != "product":
         return None
-    ends = [*graph.elementwise_ends(product, source)]
+    ends = sorted(graph.elementwise_ends(product, source), key=graph.bit.__getitem__)
     if len(ends) != 2 or any(graph.affine_entry(end, source) is not source for end in ends):
         return None
     for gate, up in (ends, ends[::-1]):

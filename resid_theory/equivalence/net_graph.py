@@ -48,9 +48,11 @@ _BOUNDED = {"tanh", "sigmoid", "hardtanh", "relu6", "hardsigmoid", "softsign", "
             "atan", "softmax"}  # fmt: skip
 _POLES = {"log", "log2", "log10", "log1p", "logit", "atanh", "arctanh", "erfinv", "tan",
           "reciprocal", "rsqrt", "div", "truediv"}  # fmt: skip
+_ALIASES = {"multiply": "mul", "divide": "div", "true_divide": "div", "linalg_vector_norm": "norm",
+            "linalg_norm": "norm"}  # fmt: skip
 _KEPT = {"unsqueeze", "expand", *_CASTS}
 _POWERS = {"rsqrt": -0.5, "sqrt": 0.5, "square": 2} | dict.fromkeys(
-    ("norm", "vector_norm", "mean", "sum", "add", *_KEPT), 1
+    ("norm", "mean", "sum", "add", *_KEPT), 1
 )  # by which functions in a norm grow
 _NORMS = {"layernorm", "groupnorm", "rmsnorm", "normalize", "instancenorm", "instancenorm1d",
           "instancenorm2d", "instancenorm3d", "nativelayernorm"}  # fmt: skip
@@ -128,10 +130,12 @@ class NetGraph:
             known = kind.__module__.startswith(("torch.nn", "resid_theory"))
             return kind.__name__ if known or node.target == "_guards_fn" else "other"
         if isinstance(node.target, torch._ops.OpOverload):
-            return str(node.target._schema.name).partition("::")[2].rstrip("_")
-        word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            word = str(node.target._schema.name).partition("::")[2]
+        else:
+            target = node.target
+            word = target if isinstance(target, str) else getattr(target, "__name__", "")
         word = str(node.args[1]) if word == "getattr" else word.rstrip("_")
-        return {"multiply": "mul", "divide": "div", "true_divide": "div"}.get(word, word)
+        return _ALIASES.get(word, word)
 
     def option(self, node: fx.Node, place: int, name: str, default: Any = None) -> Any:
         """An argument of a function by place or name."""
@@ -168,8 +172,7 @@ class NetGraph:
             return "other"
         called = self.layer(node) if node.op == "call_module" else None
         means = getattr(called, "running_mean", 0)  # None: of each batch
-        place, default = {"batch_norm": (5, False)}.get(word, (2, True))
-        in_training = self.option(node, place, "training", default)
+        in_training = self.option(node, 5 if word == "batch_norm" else 2, "training")
         if called is not None:
             in_training = called.training or means is None
         divides = word in ("mul", "div", "truediv") and self._is_rms(node, parts)
@@ -217,7 +220,7 @@ class NetGraph:
                 own = self.option(factor, 1, "exponent") if word == "pow" else _POWERS.get(word, 0)
                 power *= own if isinstance(own, (int, float)) else 0
                 if word not in _KEPT:  # the first one of `whole` forgets its sign
-                    is_even = word in ("norm", "vector_norm") or own == 2
+                    is_even = word == "norm" or own == 2
                 (factor,) = self.inputs(factor)
             if factor is whole and is_even and power == (1 if divides else -1):
                 return True

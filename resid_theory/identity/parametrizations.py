@@ -1,5 +1,7 @@
 """Residual, dominant-path and Dirac parametrizations: weights that contain the identity."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -221,7 +223,7 @@ class AddIdentity(nn.Module):
         if isinstance(self.layer, nn.Linear):
             flat = identity_map(x.reshape(-1, x.shape[-1]), out.shape[-1], rule=self.rule)
             return out + flat.view_as(out)
-        stride = getattr(self.layer, "stride", 1)
+        stride: Any = self.layer.stride
         shortcut = identity_map(x, out.shape[1], stride=stride, rule=self.rule)
         for axis in range(2, x.dim()):
             shortcut = shortcut.narrow(axis, 0, out.shape[axis])
