@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from benchmarks.shortcut_nets import Apply, Residual
 from tolerances import relative_error, round_off
 from torch import nn
 from torch.nn import functional as F
 
 import resid_theory as rt
+from benchmarks.shortcut_nets import Apply, Residual
 from resid_theory.equivalence.tracing import parts_of
 
 
