@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import resid_theory as rt
 from resid_theory.data import Data
 from resid_theory.data.regression import Regression
+from resid_theory.data.sample_look import coupling, examples
+from resid_theory.losses import SampleAxes
 from resid_theory.nested import tensors_of
 
 X = torch.arange(10.0, dtype=torch.float64).view(5, 2)
@@ -103,6 +105,7 @@ REFUSED = {
     "samples": ([(X[0], Y[0, 0]), (X[1], Y[1, 0])], "a list of them is for a DataLoader$"),
     "late-nan": ([(X, Y), (X * torch.nan, Y)], r"^data x: entry \(0, 0\) is nan"),
     "no-samples": ((X[:0], Y[:0]), "^data: got a batch without samples"),
+    "one-label": ((X.byte().view(5, 1, 2, 1), Y[0, 0]), r"^data: x has shape \(5, 1, 2, 1\) and y"),
     "counts": ((X, Y[:4]), r"^data: x has shape \(5, 2\) and y \(4, 1\)"),
     "masked": ((X, np.array([None] * 5)), "^data y: got ndarray, needs"),
 }
@@ -182,6 +185,39 @@ def test_batches_are_joined_as_long_as_their_samples_are_alike():
         "data: samples of different shapes in x and y: some of (1,) and (1,), others of (2,) and "
         "(1,); needs one shape"
     )
+
+
+def numbered(rows, width=2):
+    x = torch.tensor(rows, dtype=torch.float64)[:, None] * torch.tensor([2.0, 1])[:width]
+    return rt.data.Batch(content=(x, -x[:, :1]), size=len(rows))
+
+
+@pytest.mark.parametrize(("batches", "few", "more"), [
+    ([numbered([7])], [7], [7, 7]),
+    ([numbered([7, 8])], [7, 7], [7, 8, 7]),
+    ([numbered([5, 6, 7, 8, 9])], [8, 5], [5, 6, 8]),
+    ([numbered([7]), numbered([1, 2, 3, 4])], [3, 7], [7, 1, 2, 3]),
+    ([numbered([7]), numbered([8])], [7, 7], [7, 8, 7]),
+    ([numbered([7]), numbered([8, 9], width=1)], [7], [7, 7]),
+    ([numbered([7, 8, 9]), numbered([1])], [9, 7], [7, 8, 9]),
+], ids=range(7))  # fmt: skip
+def test_examples_have_other_samples_before_and_behind(batches, few, more):
+    """Three at most of a batch; its own first one again where there are no others."""
+    found = examples(batches, 3)
+    assert [numbers(one) for one in found] == [few, more]
+
+
+@pytest.mark.parametrize("moved", [0, 1], ids=["last", "first"])
+@pytest.mark.parametrize(("share", "coupled"), [(0.9, False), (1.1, True)])
+def test_outputs_that_move_by_more_than_round_off_are_coupled(moved, share, coupled):
+    """The last of a few is the first of more, the first the last; 2e-6 is let through."""
+    more = torch.tensor([[1.0], [5.0], [1.0]])
+    few = more[[2, 0]].clone()
+    few[moved] *= 1 + share * 2e-6
+    axes = SampleAxes(((0, 1),) * 2, (False,) * 2)
+    found = coupling(axes, (few, more[[2, 0]]), (more, more))
+    assert found.startswith("net: its samples know each other") == coupled == bool(found)
+    assert coupling(None, few, more) == "net: no axis of its outputs grows with the samples alone"
 
 
 DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64, torch.bfloat16, torch.float16,
@@ -312,6 +348,24 @@ def test_samples_are_cast_to_float64_in_parts(rows, width, compute, generator):
     with Widest(width) as widest:
         compute(x)
     assert widest.rows == rows
+
+
+def test_targets_of_a_net_of_two_dtypes_keep_theirs():
+    net = nn.Sequential(nn.Linear(2, 3).float(), nn.Linear(3, 1).double())
+    (batch,) = Data.of((X, Y), like=net)
+    assert [side.dtype for side in batch.pair] == [torch.float32, torch.float64]
+
+
+def test_inputs_by_name_need_no_net():
+    for given in ({"a": X, "b": Y}, {"a": X, "labels": Y}):
+        (batch,) = Data.of(given, targets=False)
+        assert batch.size == 5 and batch.inputs.keys() == given.keys()
+
+
+def test_several_inputs_stand_before_targets_and_indices():
+    (batch,) = Data.of(((X, Y), Y, torch.arange(5)))
+    assert [torch.equal(*pair) for pair in zip(batch.inputs, (X, Y), strict=True)] == [True] * 2
+    assert torch.equal(batch.target, Y) and batch.sample_weight is None
 
 
 def test_data_that_can_be_read_once_are_named():

@@ -7,6 +7,7 @@ from torch import nn
 
 import resid_theory as rt
 from resid_theory import stability
+from resid_theory.data.image_folders import _channel_statistics
 from resid_theory.nested import tensors_of
 from resid_theory.stability.norms import row_norms
 
@@ -89,6 +90,8 @@ OF_NUMBERS = {
     "classes": lambda: rt.data.one_hot([2, 0, 1], 3),
     "a regression": lambda: rt.data.gather((X.flatten(1).float(), X[:, 0, 0])),
     "weights": lambda: rt.Data.of((X, Y), sample_weight=[0.1, 1, 2, 3, 4, 5, 6]).whole(),
+    "colors": lambda: torch.tensor(
+        _channel_statistics(X.flatten(0, 1)[:, None].abs().to(torch.uint8)), dtype=torch.float64),
     "crops": lambda: rt.data.draw_crops(9, generator=torch.Generator().manual_seed(1)),
 }  # fmt: skip
 

@@ -234,6 +234,13 @@ def test_zeros_count_as_the_paper_says():
     assert counted(flow, [0, 1])[0].tolist() == [0.5, 0.5, 0.5]
 
 
+def test_where_nothing_flows_the_ratio_is_zero_and_half_the_positions_are_no_median():
+    """Ratios 0/0 and 3/1, whose mean is 1.5; one of the two is above one."""
+    own, others = torch.tensor([0.0, 3.0]), torch.tensor([0.0, 1.0])
+    flow = torch.stack([own, others])[:, None, None]
+    assert counted(flow, [0, -1])[0].tolist() == [1.0, 1.0, 0.0]
+
+
 def test_equal_flows_are_not_dominant():
     assert not counted(torch.ones(2, 1, 1, 3), [0, -1]).any()
 
@@ -298,6 +305,25 @@ def test_a_quarter_of_a_gigabyte_holds_the_flows_of_a_layer_and_five_more():
     ladder = [(torch.zeros(2, *shape), torch.zeros(2, 1)) for shape in ((3, 4, 5), (4, 9))]
     assert room._at_once(ladder) == 2**28 // (6 * 60 * 8) == room._at_once(ladder[::-1])
     assert room._at_once([(a.float(), b) for a, b in ladder]) == 2**28 // (6 * 60 * 4)
+
+
+@pytest.mark.parametrize(
+    ("flows", "expected"),
+    [(0, [(1, 1)] * 128), (40, [(1, 40), (1, 24)] * 2), (63, [(1, 63), (1, 1)] * 2),
+     (128, [(2, 64)])],
+)  # fmt: skip
+def test_as_many_samples_and_features_as_memory_allows(flows, expected, data, monkeypatch):
+    """Of two samples and 64 features; the largest layer has 16 x 8 x 8 numbers of 8 bytes."""
+    seen, flows_of = [], room._flows
+
+    def kept(ladder, gradients, chosen):
+        seen.append((len(gradients), len(chosen)))
+        return flows_of(ladder, gradients, chosen)
+
+    monkeypatch.setattr(room, "_flows", kept)
+    monkeypatch.setattr(room, "_WORKSPACE", 6 * 1024 * 8 * flows)
+    rt.dominant_flows(rt.simplified_net(5), data)
+    assert seen == expected
 
 
 def test_scale_of_the_loss_does_not_matter(generator, data):

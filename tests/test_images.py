@@ -428,6 +428,31 @@ def test_one_picture_of_one_color_has_nothing_to_scale(tmp_path):
             rt.load_image_folder(tmp_path, size=size, shorter=shorter)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("shorter", "wide", "high"),
+    [(None, [64, 100, 136, 172], [24, 78, 132, 186]), (6, [82, 106, 130, 154], [51, 87, 123, 159])],
+    ids=["whole", "part"],
+)
+def test_the_middle_square_is_cut_out_at_its_scale(tmp_path, shorter, wide, high, turned):
+    """Of 60 x 36 pixels whose red grows by 4 to the right and whose green by 6 downwards.
+
+    With ``shorter=6`` and ``size=4`` the square has 36 · 4 / 6 pixels of the file's, so four of the
+    result are 6 apart; alone it has 36. The first lie at half their distance from its border.
+    """
+    image = pytest.importorskip("PIL.Image")
+    red = 4 * torch.arange(60).expand(36, 60)
+    green = 6 * torch.arange(36)[:, None].expand(36, 60)
+    picture = torch.stack([red, green, 0 * red], 2).to(torch.uint8)
+    picture = picture.transpose(0, 1) if turned else picture
+    (tmp_path / "a").mkdir()
+    image.fromarray(picture.contiguous().numpy()).save(tmp_path / "a" / "1.png")
+    (found,) = rt.load_image_folder(tmp_path, size=4, shorter=shorter).pixels.long()
+    found = found.mT if turned else found
+    expected = torch.tensor([[wide] * 4, [[value] * 4 for value in high], [[0] * 4] * 4])
+    assert int((found - expected).abs().max()) <= 3  # less behind the borders of the square
+
+
 def test_a_file_that_is_no_image_is_named(tree):
     folder, _ = tree
     (folder / "a" / "0.png").write_bytes(b"\x89PNG cut")

@@ -49,6 +49,36 @@ class OfObject(Net):
         return super().forward(torch.cat([batch.a, batch.b], 1))
 
 
+class OfNumber(Net):
+    """Takes a number beside its inputs, without which it takes none."""
+
+    def forward(self, x, factor):
+        return super().forward(x * (factor - 1))
+
+
+class OfOptional(Net):
+    """Could be called without anything, or with one thing more than its inputs."""
+
+    def forward(self, x=None, factor=1):
+        return super().forward(x * factor)
+
+
+class OfOptionalMapping(OfMapping):
+    def forward(self, batch=None):
+        return super().forward(batch)
+
+
+class Decoder(OfTwo):
+    """Makes the second half of its inputs from labels if it gets any."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(is_encoder_decoder=True)
+
+    def forward(self, a, decoder_inputs, labels=None):
+        return super().forward(a, decoder_inputs if labels is None else 0 * decoder_inputs)
+
+
 class Encoding(UserDict):
     """Like a BatchEncoding of transformers: a mapping with attributes and more entries."""
 
@@ -91,6 +121,7 @@ ONE_TENSOR = {
     "numbers": lambda: X.tolist(),
     "pair": lambda: (X, Y),
     "labels in words": lambda: (X, ["word"] * 11),
+    "labels in words in a list": lambda: [X, ["word"] * 11],
     "triple": lambda: (X, Y, INDEX),
     "object": lambda: SimpleNamespace(x=X),
     "x and y": lambda: {"x": X, "y": Y},
@@ -126,6 +157,18 @@ FORMS = {name: (Net, data) for name, data in ONE_TENSOR.items()} | {
     "encodings with attributes": (OfObject, lambda: [Encoding(named(part)) for part in PARTS]),
     "objects": (OfObject, lambda: [Pieces(*part) for part in parts(A, B, Y)]),
     "one object": (OfObject, lambda: Pieces(A, B, Y)),
+    "a number": (OfNumber, lambda: (X.numpy(), 2.0)),
+    "an optional argument": (OfOptional, lambda: (X, Y)),
+    "batches for an optional argument": (OfOptional, lambda: parts(X, Y)),
+    "mapping for an optional argument": (OfOptionalMapping, named),
+    "inputs of a decoder": (Decoder, lambda: {"a": A, "decoder_inputs": B, "labels": Y}),
+}
+
+
+LEFT_OUT = "of x, 'label' is left out, which the net does not take"
+NOTES = {
+    "more names": (LEFT_OUT,),
+    "labels in words in a list": ("a list of two tensors is taken for inputs and targets",),
 }
 
 
@@ -140,6 +183,7 @@ def test_layer_cushions_take_it(form):
         expected.append((z.detach() @ w.T).norm(dim=1) / w.norm() / z.detach().norm(dim=1))
     assert found.layers == ("first", "second")
     assert relative_error(found.values, torch.stack(expected)) < SAME
+    assert found.notes == NOTES.get(form, ())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -161,7 +205,7 @@ def test_check_equivalence_takes_it(form):
     one, other = make(), make()
     with torch.no_grad():
         other.second.bias += noise(4, seed=3)
-    if form == "labels in words":
+    if form.startswith("labels in words"):
         with pytest.raises(ValueError, match="^data y: got list, needs a tensor"):
             rt.check_equivalence(one, other, data())
         return

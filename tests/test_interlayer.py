@@ -221,6 +221,17 @@ def test_a_map_that_starts_in_place_overwrites_copies(method, outputs):
     assert torch.equal(one.standard_errors, other.standard_errors)
 
 
+def test_blocks_have_the_inputs_that_they_were_given():
+    layers, x = (nn.Linear(4, 6), nn.Linear(6, 3)), noise(5, 4)
+    one, other = (
+        rt.stability.block_cushions(
+            nn.Sequential(layers[0], nn.SiLU(inplace=inplace), layers[1]), x, blocks=["1"]
+        )
+        for inplace in (True, False)
+    )
+    assert torch.equal(one.values, other.values) and not one.values.isnan().any()
+
+
 def test_a_map_is_checked_on_two_samples_before_it_is_cut():
     net, seen, x = Wrapped(small_net()), [], noise(5, 2, 5, 5)
     net.net[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
@@ -528,6 +539,13 @@ class Ending(nn.Module):
         return self.function(self.sum(self.layer(x), x))
 
 
+class Named(Ending):
+    """Gives one of two tensors by name."""
+
+    def forward(self, x):
+        return self.sum(self.layer(x), other=x)
+
+
 class Squeezed(nn.Module):
     def forward(self, x):
         return x.squeeze()
@@ -564,6 +582,11 @@ class Sum(nn.Module):
         ),
         (lambda: Ending(torch.relu), {"blocks": ["idle"]}, "blocks: 'idle' was not called on thes"),
         (lambda: Ending(torch.relu), {"blocks": ["sum"]}, "blocks: 'sum' takes more than one tens"),
+        (
+            lambda: Named(torch.relu),
+            {"blocks": ["sum"]},
+            "blocks: 'sum' takes more than one tensor",
+        ),
         (
             lambda: nn.Sequential(nn.Flatten(0), nn.Identity()),
             {"start": 1},

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import resid_theory as rt
+from resid_theory.stability.map_observer import MapObserver
 
 TOKENS, FEATURES = 5, 4
 
@@ -117,7 +118,8 @@ OPERATIONS = {
                          whole(lambda w: w)),
     "einsum by numbers": ((3, 4), lambda x, w: torch.einsum(x, [0, 1, 2], w, [3, 2], [0, 1, 3]),
                           whole(lambda w: w)),
-    "tokens and features": ((5, 4, 3), lambda x, w: torch.tensordot(x, w, 2),
+    "a batch of one matrix": ((1, 4, 3), lambda x, w: x @ w, {"w": lambda x, w: (w, x, x @ w[0])}),
+    "tokens and features": ((5, 4, 3), lambda x, w: torch.tensordot(x, w),
                             {"w": lambda x, w: (w, x, torch.einsum("td,tdk->k", x, w))}),
     "inner": ((3, 4), torch.inner, whole(lambda w: w)),
     "conv1d": ((3, 5, 3), lambda x, w: F.conv1d(x, w, padding=1),
@@ -279,6 +281,22 @@ def test_inputs_without_an_axis_of_samples_are_listed(shape, function, reason):
     found = rt.layer_cushions(net, noise(6, TOKENS, 4))
     assert found.layers == ("head",) and list(found.not_covered) == ["w"]
     assert re.search(reason, found.not_covered["w"])
+
+
+@pytest.mark.parametrize("tokens", [2, 3])
+def test_tokens_of_all_samples_one_after_another(tokens):
+    """Rows a0 b0 c0 a1 b1 c1 of samples a, b, c; two and three of them show it."""
+    calls = []
+
+    def token_major(x, w):
+        calls.append(len(x))
+        return F.linear(x.transpose(0, 1).flatten(0, 1), w).unflatten(0, (tokens, -1)).sum(0)
+
+    net, x = Used((3, 4), token_major), noise(7, tokens, 4)
+    found, w = rt.layer_cushions(net, x, batch=4), net.w.detach()
+    exact = (x @ w.T).flatten(1).norm(dim=1) / w.norm() / x.flatten(1).norm(dim=1)
+    torch.testing.assert_close(found.values[0], exact, rtol=1e-12, atol=0)
+    assert found.layers == ("w",) and calls == [2, 3, 4, 3]
 
 
 @pytest.mark.parametrize("batch", [2, 5])
@@ -533,6 +551,39 @@ def test_the_identity_is_removed_from_whole_weights_only():
     net.head = nn.Parameter(noise(2, 4))
     found = rt.layer_cushions(net, x)
     assert found.layers == ("head",) and "in part" in found.not_covered["layer.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "exact"), [("linear", True), ("addmm", True), ("scaled addmm", False),
+                        ("addmm to a matrix", False), ("conv1d", True)],
+)  # fmt: skip
+def test_a_product_with_a_factor_or_another_sum_is_not_exact(name, exact):
+    """The output of such a use is computed again where the bias is left out."""
+    net, x, uses = Used(*OPERATIONS[name][:2]), noise(7, TOKENS, FEATURES), []
+    with MapObserver(net).watching(uses.append):
+        net(x)
+    assert [use.exact for use in uses] == [exact]
+
+
+def test_noise_goes_into_convolutions_by_function():
+    """Of settings by default: the law of the patches, and the output of a net of other weights."""
+    net, x = Used((3, 5, 2), lambda x, w: F.conv1d(x, w).flatten(1)), noise(4, TOKENS, FEATURES)
+    found = rt.stability.weight_noise(net, x, levels=[0.1], draws=1, generator=3)
+    clean, below = net(x).detach(), net(x).detach().norm(dim=1)
+    law = 0.1 * (3 * x.unfold(2, 2, 1).square().sum((1, 2, 3))).sqrt() / below
+    torch.testing.assert_close(found.predicted[0, 0], law, rtol=1e-12, atol=0)
+    with torch.no_grad():
+        net.w += 0.1 * noise(3, 5, 2, seed=3)
+    error = ((net(x) - clean).norm(dim=1) / below).detach()
+    torch.testing.assert_close(found.at_output[0, 0], error, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.measured, found.at_output, rtol=1e-10, atol=0)
+
+
+def test_a_shared_layer_is_wanted_by_any_of_its_names():
+    layer, x = nn.Linear(4, 4), noise(5, 4)
+    net = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(4, 2))
+    assert rt.layer_cushions(net, x, layers=["2"]).layers == ("0#1", "0#2")
+    assert rt.stability.weight_noise(net, x, layers=["2"], draws=1).places == ("0",)
 
 
 def test_noise_goes_into_any_map():

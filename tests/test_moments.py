@@ -65,6 +65,7 @@ def test_addition_joins_the_samples(samples):
 def test_moments_of_moments_are_themselves(samples):
     given = Moments.of(samples)
     assert Moments.of(given) is given
+    assert given.to("cpu") is given
 
 
 @pytest.mark.parametrize(("gap", "whitened"), [(0.9e-8, True), (1.1e-8, False)])

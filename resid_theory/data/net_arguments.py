@@ -99,12 +99,13 @@ def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
     """
     note, x, y = None, item, None
     if isinstance(item, Mapping):
-        if "x" in item and item.keys() <= {"x", "y", "sample_weight"}:
+        if "x" in item and item.keys() <= {"x", "y"}:
             x, y = item["x"], item.get("y")
     elif isinstance(item, (tuple, list)) and item:
         # Of (a, b, y) the net takes as many as it needs; usually one, and of ((a, b), y) the first.
-        counts = range(1, len(item) + 1 if net is not None and not _is_nest(item[0]) else 1)
-        count = next((n for n in counts if net and takes(net, *item[:n])), 1)
+        count = 1
+        if net is not None and not _is_nest(item[0]):
+            count = next((n for n in range(1, len(item) + 1) if takes(net, *item[:n])), 1)
         x, y = (item[0] if count == 1 else tuple(item[:count])), (*item, None)[count]
     elif not _is_array(item) and hasattr(item, "x"):
         x, y = item.x, getattr(item, "y", None)

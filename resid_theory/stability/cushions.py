@@ -191,8 +191,8 @@ class _Meter:
     include_bias: bool
     independent: bool  # whether a sample alone is what it is in a batch
     look: LayerLook | None = None
-    compares: bool = False
-    samples: int = 0
+    compares: bool = field(init=False)
+    samples: int = field(init=False)
     measured: int = 0  # samples of earlier batches
     rows: dict[Key, list[tuple[int, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     inputs: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))

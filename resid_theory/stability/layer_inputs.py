@@ -39,7 +39,7 @@ class RowOrder:
         each: Length of that axis for one sample.
     """
 
-    axis: int | None = 0
+    axis: int | None
     sample_major: bool = True
     each: int = 1
 

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -145,11 +146,11 @@ class LinearUse:
     input: Tensor
     kernel: Tensor
     place: Tensor
-    bias: Tensor | None = None
-    exact: bool = True
-    geometry: Geometry | None = None
-    routed: bool = False
-    owner: nn.Module | None = None
+    bias: Tensor | None
+    exact: bool
+    geometry: Geometry | None
+    routed: bool
+    owner: nn.Module | None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -187,6 +188,7 @@ class LinearUse:
 # -- readers of torch's functions ------------------------------------------------------------------
 
 _BATCH = "abcdefgh"
+_HIDDEN = "αβγδεζηθικλμνξοπρστυφχψω"  # axes of "...", which an equation cannot name
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operation:
@@ -220,7 +222,7 @@ def _einsum(equation: Any, *operands: Any) -> Operation | None:
         named = left.replace("...", "").replace(",", "")
         result = "..." + "".join(sorted(a for a in set(named) if named.count(a) == 1))
     hidden = [x.dim() - len(s.replace("...", "")) for s, x in zip(sides, operands, strict=True)]
-    stars = "".join(chr(0x3B1 + n) for n in range(max(hidden)))
+    stars = _HIDDEN[: max(hidden)]
     one, other = (
         side.replace("...", stars[len(stars) - n :]) for side, n in zip(sides, hidden, strict=True)
     )
@@ -231,8 +233,7 @@ def _tensordot(a: Tensor, b: Tensor, dims: Any = 2, out: None = None) -> Operati
     pairs = dims.tolist() if isinstance(dims, Tensor) else dims
     if isinstance(pairs, int):
         pairs = [list(range(a.dim() - pairs, a.dim())), list(range(pairs))]
-    first = [chr(ord("a") + n) for n in range(a.dim())]
-    second = [chr(ord("A") + n) for n in range(b.dim())]
+    first, second = list(ascii_lowercase[: a.dim()]), list(ascii_uppercase[: b.dim()])
     for i, j in zip(*pairs, strict=True):
         second[j] = first[i]
     result = [s for s in first + second if not (s in first and s in second)]

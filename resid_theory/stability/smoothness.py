@@ -99,7 +99,7 @@ def contractions(activations: Mapping[str, nn.Module]) -> Iterator[dict[str, flo
         for name, module in activations.items():
             for handle in (
                 module.register_forward_pre_hook(lambda _, a, n=name: enter(n, a[0])),
-                module.register_forward_hook(lambda _, a, y, n=name: leave(n, y), prepend=True),
+                module.register_forward_hook(lambda _, a, y, n=name: leave(n, y)),
             ):
                 hooks.enter_context(handle)
         yield largest
