@@ -1,6 +1,7 @@
 """Curvature in the metrics of a training: the dense Hessian's, repeatable, without a trace."""
 
 import math
+import sys
 
 import oracles
 import pytest
@@ -181,6 +182,41 @@ def test_other_matrices_have_their_own_names(data, matrix):
     assert all(key.startswith("train_") for key in found[0])
     assert f"train_{matrix}_index" not in found[0]
     assert list(found[0]) == list(found[1])
+
+
+@both_ways
+@pytest.mark.parametrize("index", [True, False])
+def test_every_number_is_the_report_s(data, dense, index, monkeypatch):
+    given, module = [], sys.modules["resid_theory.curvature.callback"]
+
+    def spectrum(operator, **options):
+        given.append((operator, options, rt.spectrum(operator, **options)))
+        return given[-1][2]
+
+    monkeypatch.setattr(module, "spectrum", spectrum)
+    options = {"tolerance": 0.01, "probes": 3, "steps": 5}
+    numbers = rt.curvature_callback(
+        "cross_entropy", data, k=2, index=index, dense=dense, prefix="p_", **options
+    )(tiny(), NOW)
+    ((operator, used, report),) = given
+    assert used.pop("generator") >= 0
+    options["probes"] = 3 if index else 1
+    method = "dense" if dense else "matrix-free"
+    assert used == {"k": 2, "density": index, "method": method, **options}
+    exact = {"measured_loss": operator.loss, "gradient_norm": float(operator.gradient.norm())}
+    for end in ("largest", "smallest"):
+        for name, value in zip((end, f"{end}_2"), getattr(report, end), strict=True):
+            exact[f"hessian_{name}"] = value.value
+            exact[f"hessian_{name}_bound"] = value.high - value.value
+    exact["hessian_missed_probability"] = report.pairs.missed_probability
+    exact["hessian_products"] = report.products
+    if index:
+        for name, field in (("", "value"), ("_standard_error", "standard_error"), ("_low", "low"),
+                            ("_high", "high")):  # fmt: skip
+            exact[f"hessian_index{name}"] = getattr(report.index, field)
+        exact["hessian_index_threshold"] = report.index_threshold
+    assert numbers == {f"p_{name}": value for name, value in exact.items()}
+    assert list(numbers) == [f"p_{name}" for name in exact]
 
 
 def test_some_parameters_only(data):

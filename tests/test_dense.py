@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import resid_theory as rt
 from experiments.crossings.complete import complete_hessian
 from resid_theory.curvature import CurvatureBlock, columns, dense, layer_pairs
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.matvec_graphs import HessianGraph
 from resid_theory.curvature.rounding import NOT_SYMMETRIC
 
@@ -337,6 +338,30 @@ def test_a_parameter_that_is_used_beside_its_layer_takes_columns(data):
     net = no_sequence("penalized")
     assert rt.curvature.hessian_cost(net, "square", data).method == "layer_pairs"
     assert relative_error(rt.hessian(net, "square", data), exact(net, data)) <= HESSIAN
+
+
+@pytest.mark.parametrize(("part", "paired"), [(0.9, True), (1.1, False)])
+def test_pairs_of_layers_leave_out_what_is_round_off(part, paired, data):
+    """A bias beside its layer, whose curvature is a part of 1e-8 of the product's usual length."""
+    net, v = mlp(), torch.randn(26, generator=torch.Generator().manual_seed(0))
+    bias, size = net[0].bias, 0.0
+    net.register_forward_hook(lambda module, inputs, output: output + size * bias.square().sum())
+
+    def loss(output, target):
+        return (output * target).sum(1).mean()
+
+    matrix = exact(net, data, loss)
+    usual = float(matrix.norm() * v.norm()) / 26**0.5
+    own = 2 * abs(float(data[1].sum(1).mean())) * float(v[12:16].norm())
+    size = part * 1e-8 * usual / own
+    risk = EmpiricalRisk(net, loss, data)
+    list(risk.first_pass())
+    if paired:
+        found = layer_pairs.pairs_hessian(risk, M, report=lambda samples: None)
+        assert relative_error(found, matrix) <= HESSIAN
+    else:
+        with pytest.raises(layer_pairs.NotPaired):
+            layer_pairs.pairs_hessian(risk, M, report=lambda samples: None)
 
 
 CHAINS = {

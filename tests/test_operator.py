@@ -1014,6 +1014,30 @@ def test_graphs_that_are_measured_before_those_that_are_kept(monkeypatch, genera
     assert found(norms, "square", (x, y), batchnorm="batch") == whole
 
 
+@pytest.mark.parametrize(("measured", "most"), [(True, 16), (False, 3)])
+def test_samples_that_are_looked_at_first(measured, most, monkeypatch, generator):
+    """Two of them and more, whose outputs agree; then graphs are measured, and made."""
+    net, _, _, _ = filled("tanh", 0)
+    x, y = torch.randn(40, 4, generator=generator), torch.randn(40, K, generator=generator)
+    call, sizes = EmpiricalRisk.run, []
+    monkeypatch.setattr(
+        EmpiricalRisk, "run", lambda self, batch: sizes.append(batch.size) or call(self, batch)
+    )
+    loss = (lambda o, t: (o - t).square().mean()) if measured else "square"
+    A = rt.curvature_operator(net, loss, (x, y))
+    assert sizes == [2, most, 4, 2, 40]
+    assert [graph.given for _, graph in A._sums._graphs] == [[]]
+
+
+def test_graphs_of_a_mebibyte_are_small():
+    net, x, y, _, _ = problem()
+    sums = rt.curvature_operator(net, "square", (x, y))._sums
+    beside = sums._held_bytes(0)
+    count = (2**20 - beside) // sums.sample_bytes
+    assert beside + count * sums.sample_bytes <= 2**20 < beside + (count + 1) * sums.sample_bytes
+    assert (sums._together(count), sums._together(count + 1)) == (64, 1)
+
+
 def test_graphs_that_hold_less_than_a_byte_of_a_sample():
     """Of a weight in float32 alone, whose loss is the same for all samples."""
     net, loss = nn.Linear(1, 1, bias=False).float(), rt.Loss(

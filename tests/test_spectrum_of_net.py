@@ -139,6 +139,15 @@ def test_refusals(problem, given, message):
         given(*problem)
 
 
+@pytest.mark.parametrize("more", [
+    {"loss": "square"}, {"data": [1]}, {"matrix": "hessian"}, {"weight_decay": 0.1}
+], ids=lambda more: next(iter(more)))  # fmt: skip
+def test_an_operator_has_all_that_belongs_to_it(problem, more):
+    operator = rt.curvature_operator(problem[0], "square", problem[1])
+    with pytest.raises(ValueError, match="^loss, data, matrix, weight_decay: got an operator toge"):
+        rt.spectrum(operator, **more)
+
+
 def test_changed_parameters_are_noticed(problem):
     net, data = problem
     operator = rt.curvature_operator(net, "square", data)

@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,6 +118,50 @@ def test_biases_that_act_alike_are_taken_once(monkeypatch):
     zero_point_of_net(model(**CASES["output biases"]), loss, (IDS, WORDS))
     with pytest.raises(ValueError, match="^net: branches add 24 biases .* in different ways"):
         zero_point_of_net(model(**CASES["output biases, layer scale"]), loss, (IDS, WORDS))
+
+
+class Biases:
+    """A Hessian of biases of some sizes."""
+
+    def __init__(self, matrix, sizes):
+        self.matrix = matrix
+        self.risk = SimpleNamespace(parameters=[torch.zeros(size) for size in sizes])
+
+    def __matmul__(self, vectors):
+        return self.matrix @ vectors
+
+    def dense(self):
+        return self.matrix
+
+
+M = torch.tensor([[2.0, 0.0, -0.5], [0.0, -3.0, 1.0], [-0.5, 1.0, 0.0]]).double()
+APART = {  # where the biases act in different ways, and by how much
+    "nowhere": ((0, 0), 0.0, True), "round-off in the first rows": ((2, 1), 1.6e-9, True),
+    "the first rows": ((2, 5), 3.3e-9, False), "round-off in the last rows": ((4, 4), 1e-10, True),
+    "the last rows": ((4, 4), 1e-7, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", APART)
+def test_biases_are_taken_once_where_they_act_alike(name, monkeypatch):
+    (row, column), gap, alike = APART[name]
+    matrix = torch.kron(torch.ones(2, 2), M).double()
+    matrix[row, column] += gap
+    matrix[column, row] = matrix[row, column]
+    module = sys.modules["resid_theory.curvature.zero_point_of_net"]
+    found, count = module._shift_hessian(Biases(matrix, (3, 3)))
+    assert torch.equal(found, matrix[:3, :3] if alike else matrix) and count == 1 + alike
+    found, count = module._shift_hessian(Biases(matrix, (2, 4)))
+    assert torch.equal(found, matrix) and count == 1
+    monkeypatch.setattr(module, "_WHOLE", 6)
+    assert torch.equal(module._shift_hessian(Biases(matrix, (2, 4)))[0], matrix)
+    monkeypatch.setattr(module, "_WHOLE", 5)
+    with pytest.raises(ValueError) as caught:
+        module._shift_hessian(Biases(matrix, (2, 4)))
+    assert str(caught.value) == (
+        "net: branches add 6 biases to a stream on which they act in different ways; their Hessian "
+        "is taken as a whole, up to 5"
+    )
 
 
 @pytest.mark.parametrize("case", ["causal", "groups of heads", "gated", "biases of scores"])
@@ -257,8 +302,15 @@ def test_any_form_of_matrices_on_any_streams():
     point = zero_point_of_net(net, loss, (IDS, WORDS))
     matrix, inside = dense(net, point.parameters, lambda net: loss(net(IDS), WORDS))
     assert off(point.spectrum, matrix[inside][:, inside]) <= HESSIAN
-    kinds = point.table()["weights"]
-    assert {"v, o", "mix_up, mix_down", "experts_up, experts_down"} <= set(kinds)
+    # Both layers have all weights, which stand in the first one: u pairs of units with a coupling
+    # of rank r have 2 u r eigenvalues that are not zero; shares of streams, q and k have none.
+    table = point.table()
+    rows = zip(*(table[name] for name in ("branch", "weights", "entries", "nonzero")), strict=True)
+    assert list(rows) == [
+        ("net", "v, o", 2 * 2 * 4 * 3, 2 * 6 * 4), ("net", "read, write", 2 * 2 * 3, 0),
+        ("net", "k, q", 2 * 2 * 4 * 3, 0), ("net", "mix_up, mix_down", 2 * 6 * 5 + 6, 2 * 6 * 5),
+        ("net", "experts_up, experts_down", 2 * 3 * 4 * 5, 2 * 15 * 4),
+    ]  # fmt: skip
 
 
 def test_layers_of_torch_batches_and_float32():
