@@ -23,18 +23,17 @@ def nearest(nodes: Tensor) -> Tensor:
 def radau_rule(diagonal: Tensor, links: Tensor, place: float) -> tuple[Tensor, Tensor]:
     """Nodes and weights of the quadrature with one more node, at a given place."""
     unit = max(diagonal.abs().max().item(), links.abs().max().item(), abs(place)) or 1.0
-    if unit != 1.0:  # a node near the place moves the last diagonal entry far away
-        nodes, weights = radau_rule(diagonal / unit, links / unit, place / unit)
-        return nodes * unit, weights
+    # Without it, squares overflow: a node near the place moves the last diagonal entry far away.
+    diagonal, links, place = diagonal / unit, links / unit, place / unit
     matrix = jacobi_matrix(diagonal, links)
     nodes, vectors = torch.linalg.eigh(matrix)
     distances = nodes - place
     if bool((distances == 0).any()):
-        return nodes, vectors[0].square()
+        return nodes * unit, vectors[0].square()
     # The place is an eigenvalue of the extended matrix if this is its last diagonal entry.
     last = place + links[-1] * (vectors[-1].square() * (links[-1] / distances)).sum()
     extended = torch.zeros(len(nodes) + 1, len(nodes) + 1, dtype=torch.float64)
     extended[:-1, :-1], extended[-1, -1] = matrix, last
     extended[-1, -2] = extended[-2, -1] = links[-1]
     nodes, vectors = torch.linalg.eigh(extended)
-    return nodes, vectors[0].square()
+    return nodes * unit, vectors[0].square()

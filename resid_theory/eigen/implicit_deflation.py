@@ -44,8 +44,7 @@ class ProbeMeasure:
     @property
     def weights(self) -> Tensor:
         """Their weights, which add up to one."""
-        shares = self._parts[1][0].square()
-        return shares / shares.sum()
+        return torch.nn.functional.normalize(self._parts[1][0].square(), p=1, dim=0)
 
     @cached_property
     def residuals(self) -> Tensor:

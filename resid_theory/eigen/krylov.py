@@ -259,12 +259,14 @@ class Krylov:
             ]
         )
         values, weights = torch.linalg.eigh(joint)
-        # The difference of the two Gram matrices below may lose this much to rounding.
+        gram = self._gram - coupling @ coupling.T
+        # The difference may have lost this much to rounding.
         lost = (count + self.multiplied) * torch.finfo(torch.float64).eps * self._gram.trace()
+        gram.diagonal().add_(lost)
         return Ritz(
             values=values,
             weights=weights,
-            gram=self._gram - coupling @ coupling.T + lost * torch.eye(count, dtype=torch.float64),
+            gram=gram,
             outside=torch.cat([self.links, self._own - symmetric]),
             noise=max(self.round_off, self.operator.error.spectral) + self._dropped,
         )

@@ -142,14 +142,14 @@ def search(
         check_symmetric(operator, krylov.asymmetry, krylov.scale)
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
         enough = state.is_settled and (not goal.verify or state.missed <= goal.missed)
-        given_up = state.is_settled and not krylov.is_invariant and not state.is_crowded
+        given_up = state.is_settled and not state.is_crowded
         if not in_budget or complete or not state.found or enough or given_up:
             break
         state = replace(state, edges=state.new_edges())
         locked = krylov.lock(state.ritz, state.to_lock)
         missing = goal.total - len(state.columns)
         width = missing if missing > 0 else 1 if first else min(2 * state.found, _WIDEST)
-        width = max(1, min(width, size - len(state.columns), max(_WIDEST, block)))
+        width = min(width, size - len(state.columns), max(_WIDEST, block))
         if first:
             allowance = krylov.steps + _MARGIN
     if not goal.verify:

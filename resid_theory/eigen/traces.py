@@ -212,7 +212,7 @@ def _extend(drawn: _Drawn, budget: int, power: int) -> None:
         if len(removed) > 1:
             if left * max(anew, gain) ** power < remaining**power * share ** (power - 1):
                 break
-            vector = None if many and gain < anew else vector
+            vector = None if gain < anew else vector
         if vector is None:
             if not len(gram):
                 break
@@ -257,9 +257,7 @@ def _estimates(
     square, known = operator.rows == operator.size, drawn.known
     lengths = _squares(drawn.images)
     inside = lengths[:known].sum().item()
-    within = torch.zeros(drawn.count, drawn.count, dtype=torch.float64)
-    if square:
-        within = dots(drawn.vectors, drawn.images).cpu()
+    within = dots(drawn.vectors, drawn.images).cpu() if square else torch.zeros(1, 1)
     own = within.diagonal()
     total, norm = Estimate.exact(own[:known].sum().item()), root(Estimate.exact(inside))
     if known < operator.size:
@@ -271,7 +269,7 @@ def _estimates(
             Cumulants.of_gram(gram[known:, known:]), count=several, scale=dimension, offset=inside
         )
         if square:
-            rest = drawn.images[:, known:].clone()
+            rest = drawn.images[:, known:]  # not needed any more, so that they may change
             project_out(rest, drawn.vectors[:, :known])
             total = sphere_mean(
                 own[known:].mean().item(),

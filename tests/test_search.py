@@ -1,0 +1,154 @@
+"""Decisions of a search for eigenpairs, one at a time, on spaces and states that are told."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_lanczos import grown, rotated
+
+import resid_theory as rt
+from resid_theory.eigen import lanczos
+from resid_theory.eigen.convergence import SearchState
+from resid_theory.eigen.krylov import Krylov, Locked
+from resid_theory.eigen.operator_log import OutOfProducts, RecordedOperator
+from resid_theory.eigen.orthogonalization import random_orthonormal
+from resid_theory.eigen.ritz_bounds import Goal
+
+
+class Space:
+    """A Krylov space of one step after another, of which only the numbers are known."""
+
+    def __init__(self, *, width=3, budget=99, invariant=99, full=99, restarts=0):
+        self.budget, self.invariant, self.full = budget, invariant, full
+        self.operator, self.block, self.width, self.steps = self, None, width, 0
+        self.waiting, self.multiplied, self.restarts = 1, 20, restarts
+
+    is_full = property(lambda self: self.steps >= self.full)
+    is_invariant = property(lambda self: self.steps >= self.invariant)
+
+    def __matmul__(self, block):
+        if self.steps >= self.budget:
+            raise OutOfProducts
+        return "product"
+
+    def extend(self, product):
+        assert product == "product"
+        self.steps += 1
+
+    def restart(self, keep):
+        self.restarts, self.full = self.restarts + 1, 99
+
+
+def told(monkeypatch, **changes):
+    """States of a search: settled after four steps, then as told."""
+    seen = []
+
+    def after(krylov, goal, edges, *, first):
+        now = {name: x(krylov.steps) if callable(x) else x for name, x in changes.items()}
+        seen.append((edges, first))
+        given = {"missed": 1.0, "missed_apart": 1.0, "is_crowded": False, "found": 1}
+        return SimpleNamespace(
+            **{**given, "is_settled": krylov.steps >= 4, "edges": {1: krylov.steps}, **now}
+        )
+
+    monkeypatch.setattr(SearchState, "after", after)
+    return seen
+
+
+RUNS = {
+    # Sixty products more, as many steps as these take; or a quarter more without verification.
+    "first of three": ({}, {}, None, True, 24),
+    "first of one": ({"width": 1}, {}, None, True, 64),
+    "first of seven": ({"width": 7}, {}, None, True, 13),
+    "first without": ({}, {}, None, False, 5),
+    # A later run ends with its allowance, as soon as its pairs are settled.
+    "later": ({}, {}, 30, True, 30),
+    "later, settled behind it": ({}, {"is_settled": lambda n: n >= 33}, 30, True, 33),
+    "invariant": ({"invariant": 7}, {"is_settled": False}, None, True, 7),
+    "restarted": ({"full": 2}, {"is_settled": lambda n: n >= 6}, None, True, 6),
+    # Nothing is missed any more: up to the chance that is accepted.
+    "sure": ({}, {"missed": lambda n: 1e-3 if n >= 9 else 1.1e-3}, None, True, 9),
+    # As many equal values as vectors in the start: only a new start shows more.
+    "crowded": ({}, {"is_crowded": lambda n: n >= 8}, None, True, 8),
+    "crowded by none": ({}, {"is_crowded": True, "found": 0}, 20, True, 20),
+    "sure of none": ({}, {"missed": 1e-3, "found": 0}, 20, True, 4),
+    # One vector says nothing about copies; it ends where a value apart is improbable.
+    "apart": ({"width": 1}, {"missed_apart": lambda n: 0.1 if n >= 9 else 0.11}, None, True, 9),
+    "apart in later ones": ({"width": 1}, {"missed_apart": 0.1}, 20, True, 4),
+    "apart of three": ({}, {"missed_apart": 0.1}, 20, True, 20),
+    "apart of none": ({"width": 1}, {"missed_apart": 0.1, "found": 0}, 20, True, 20),
+    "crowded one": ({"width": 1}, {"is_crowded": True}, 20, True, 20),
+    "apart without": ({}, {"missed_apart": 0.1}, 20, False, 4),
+    "sure without": ({}, {"missed": 0.0, "is_crowded": True}, 20, False, 20),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run_ends_where_it_has_answered(case, monkeypatch):
+    space, states, allowance, verify, steps = RUNS[case]
+    seen, krylov = told(monkeypatch, **states), Space(**space)
+    goal = Goal(which="largest", k=2, tolerance=1e-3, verify=verify)
+    state, in_budget = lanczos._run(krylov, goal, {1: 0}, allowance)
+    assert in_budget and krylov.steps == len(seen) == steps and state.edges == {1: steps}
+    # Each state begins at the edges of the one before.
+    assert seen == [({1: n}, allowance is None) for n in range(steps)]
+    assert krylov.restarts == ("full" in space)
+
+
+@pytest.mark.parametrize("budget", [0, 3])
+def test_a_run_out_of_products_tells_its_last_state(budget, monkeypatch):
+    told(monkeypatch)
+    goal = Goal(which="largest", k=2, tolerance=1e-3)
+    state, in_budget = lanczos._run(Space(budget=budget), goal, {}, None)
+    assert not in_budget and (state.edges if budget else state) == ({1: 3} if budget else None)
+
+
+def test_later_runs_may_take_sixty_steps_more_than_the_first(monkeypatch):
+    run, given = lanczos._run, []
+
+    def spied(krylov, goal, edges, allowance):
+        found = run(krylov, goal, edges, allowance)
+        given.append((dict(edges), allowance, krylov.steps, found[0].edges))
+        return found
+
+    monkeypatch.setattr(lanczos, "_run", spied)
+    levels = torch.cat([torch.tensor([5.0] * 9 + [4.0, 3.0]), torch.linspace(-1, 1, 95)])
+    rt.eigenpairs(torch.diag(levels), 10)
+    assert len(given) > 2 and given[0][:2] == ({}, None)
+    assert {allowance for _, allowance, _, _ in given[1:]} == {given[0][2] + 60}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_of_the_part_outside_makes_no_bound_smaller(seed):
+    """In a space that holds everything, nothing of the locked errors is outside."""
+    generator = torch.Generator().manual_seed(seed)
+    A = rotated(torch.randn(40, generator=generator), generator)
+    U = torch.linalg.qr(torch.randn(40, 6, generator=generator))[0]
+    turn = torch.linalg.eigh(U.T @ A @ U).eigenvectors
+    U = U @ turn
+    values = (U * (A @ U)).sum(0)
+    locked = Locked(vectors=U, values=values, errors=A @ U - U * values, noise=0.0)
+    with RecordedOperator(A) as products:
+        krylov = Krylov(products, locked, width=2, capacity=40, generator=generator)
+        while not krylov.is_invariant:
+            krylov.extend(products @ krylov.block)
+    least, most = torch.linalg.eigvalsh(krylov.ritz().gram)[[0, -1]].tolist()
+    lost = 40 * 2.0**-52 * float(locked.errors.square().sum())
+    assert krylov.multiplied == 34 and 0 < least <= most <= 2 * lost
+
+
+def test_random_vectors_that_fill_a_complement_are_orthogonal_to_rounding():
+    generator = torch.Generator().manual_seed(1)
+    basis = torch.linalg.qr(torch.randn(300, 200, generator=generator))[0]
+    found = random_orthonormal(100, basis, generator)
+    assert float((basis.T @ found).abs().max()) < 1e-15  # of one round 6e-14
+    assert float((found.T @ found - torch.eye(100)).abs().max()) < 1e-14
+
+
+def test_coefficients_of_a_space_are_those_of_its_two_passes():
+    matrix = torch.diag(torch.linspace(-1, 2, 50))
+    krylov = grown(matrix, 2, 5, 0)
+    assert krylov.certificate().noise == pytest.approx(10 * krylov.round_off / 50**0.5)
+    assert grown(torch.zeros(9, 9), 1, 1, 0).certificate().noise == torch.finfo(torch.double).tiny
+    assert math.isclose(krylov.scale, float((matrix @ krylov.multiplied_vectors).norm(dim=0).max()))
