@@ -109,7 +109,7 @@ class Density(Result):
     @cached_property
     def _seen(self) -> Tensor:
         """All nodes and known eigenvalues."""
-        return torch.cat([self.nodes[self.weights > 0], self.known])
+        return torch.cat([self.nodes.reshape(-1), self.known])
 
     @property
     def largest(self) -> float:
@@ -130,7 +130,7 @@ class Density(Result):
         """Some places of all nodes and known eigenvalues, and their weights, ascending."""
         known = torch.full_like(self.known, 1 / self.size)
         weights = torch.cat([(self._share / self.probes * self.weights).reshape(-1), known])
-        places, order = places.sort(stable=True)
+        places, order = places.sort()
         return places, weights[order]
 
     @cached_property
@@ -215,7 +215,7 @@ class Density(Result):
 
     def _curve(self, grid: Tensor, by_probe: Tensor, offset: Tensor, width: float) -> Curve:
         missing = torch.full_like(grid, math.nan)
-        errors = by_probe.std(0, correction=1) if self.probes > 1 else missing
+        errors = by_probe.std(0) if self.probes > 1 else missing
         return Curve(
             grid=grid,
             values=offset + by_probe.mean(0),
