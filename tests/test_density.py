@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_estimates import LEVELS, probe
 from test_lanczos import empty, rotated
-from test_stated_errors import KNOWN, NODES, SHARE, SIZE, WEIGHTS, T, blurred, density
+from test_stated_errors import KNOWN, SHARE, SIZE, T, blurred, density
 
 import resid_theory as rt
 from resid_theory.eigen import quadrature
@@ -19,29 +19,29 @@ from resid_theory.eigen.krylov import Krylov
 from resid_theory.eigen.matrix_error import MatrixError
 
 
-def around(place, strictly=False):
-    """Least and most of each probe's measure up to a place, or below it, by rules with a node."""
-    ends = []
-    for row in NODES:
-        nodes, weights = radau_rule(row, torch.full((4,), 0.1).double(), place)
-        ends.append([float(weights[nodes < place - 1e-9].sum()),
-                     float(weights[nodes < place + 1e-9].sum())])  # fmt: skip
-    return torch.tensor(ends).double().T
-
-
 @pytest.mark.parametrize("magnitude", [False, True])
 @pytest.mark.parametrize("share", [k / 24 for k in range(25)])
 def test_an_interval_of_a_quantile_holds_what_errors_may_move(share, magnitude):
-    found = blurred()
-    places = np.array([*NODES.flatten().tolist(), *KNOWN])
+    drawn = torch.Generator().manual_seed(0)
+    nodes = torch.randn(3, 20, generator=drawn).sort(1).values
+    masses = torch.rand(3, 20, generator=drawn)
+    masses, links = masses / masses.sum(1, keepdim=True), torch.full((3, 20), 0.1)
+    found = replace(blurred(), nodes=nodes, weights=masses, diagonals=nodes, links=links)
+    places = np.array([*nodes.flatten().tolist(), *KNOWN])
     places = abs(places) if magnitude else places
-    weights = np.array([*(SHARE / 3 * WEIGHTS).flatten().tolist(), 1 / SIZE, 1 / SIZE])
+    weights = np.array([*(SHARE / 3 * masses).flatten().tolist(), 1 / SIZE, 1 / SIZE])
     reach = np.array([*found._residuals.flatten().tolist(), 0.3, 0.02]) + 0.05
 
     def at(moved, wanted):
         order = np.argsort(moved)
         reached = np.nonzero(weights[order].cumsum() >= wanted - 1e-12)[0]
         return moved[order][reached[0] if len(reached) else -1]
+
+    def around(place):
+        """Least and most of each probe's measure up to a place, by rules with a node there."""
+        rules = [radau_rule(row, links[0], place) for row in nodes]
+        ends = [[float(w[x < place + s * 1e-9].sum()) for s in (-1, 1)] for x, w in rules]
+        return torch.tensor(ends).T
 
     value = at(places, share)
     least, most = around(value)
@@ -58,6 +58,18 @@ def test_an_interval_of_a_quantile_holds_what_errors_may_move(share, magnitude):
     assert made.standard_error == pytest.approx((made.high - made.low) / (2 * T))
 
 
+def test_a_node_at_the_negative_of_a_quantile_is_among_its_magnitudes():
+    found = whole([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]], nodes=[-2.0, 1.0, 2.0])
+    made = found.quantile(0.9, magnitude=True)  # in both probes all are up to 2: no spread
+    assert (made.low, made.value, made.high, made.standard_error) == (2.0, 2.0, 2.0, 0.0)
+
+
+def test_mass_is_not_spread_between_nodes_at_one_place():
+    found = whole([[0.5, 0.25, 0.25]] * 2, nodes=[1.0, 1.0, 2.0])
+    found = replace(found, complete=torch.tensor([False, False]), links=found.links + 0.5)
+    assert found.cumulative([0.9, 1.0, 2.0]).values.tolist()[::2] == pytest.approx([0, 1])
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_share_is_reached_but_for_four_roundings_of_each_term(share):
     atoms = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5])
@@ -67,10 +79,10 @@ def test_a_share_is_reached_but_for_four_roundings_of_each_term(share):
     assert _place(atoms, 1.5) == 2.0
 
 
-def whole(weights, known=()):
-    """Complete probes at 1 and 2, and known values."""
+def whole(weights, known=(), nodes=(1.0, 2.0)):
+    """Complete probes of equal nodes, and known values."""
     count = len(weights)
-    rows = torch.tensor([[1.0, 2.0]] * count)
+    rows = torch.tensor([nodes] * count)
     return replace(
         density(), size=4, nodes=rows, diagonals=rows, links=0 * rows, known_error=0.0,
         weights=torch.tensor(weights), complete=torch.ones(count, dtype=torch.bool),

@@ -556,7 +556,8 @@ def test_progress_is_shown_on_standard_error(label, generator, capsys):
     PROGRESS[label](rotated(simple(30, generator), generator))
     shown = capsys.readouterr()
     assert f"{label}: " in shown.err and shown.out == ""
-    assert ("/20 [" in shown.err) == (label != "spectrum") and "product" in shown.err
+    assert ("/20 [" in shown.err) == (label != "spectrum") and "product/s]" in shown.err
+    assert (" 20/20 [" in shown.err) == (label in ("trace", "Frobenius norm", "Lanczos quadrature"))
 
 
 # -- bad input -------------------------------------------------------------------------------------

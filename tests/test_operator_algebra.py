@@ -315,6 +315,7 @@ def test_a_matrix_is_made_from_blocks_of_columns(columns, capsys):
     assert widths == ([256] if columns == 256 else [256, 256, 88])
     shown = capsys.readouterr().err
     assert ("Matrix: 100%" in shown and " 600/600 [" in shown) == (columns > 256)
+    assert ("column/s]" in shown) == (columns > 256)
 
 
 def test_a_solution_of_nothing_costs_nothing_and_has_no_error(problem):

@@ -1,6 +1,7 @@
 """Decisions of a search for eigenpairs, one at a time, on spaces and states that are told."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,11 @@ from test_lanczos import grown, rotated
 
 import resid_theory as rt
 from resid_theory.eigen import lanczos
+from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.convergence import SearchState
 from resid_theory.eigen.krylov import Krylov, Locked
 from resid_theory.eigen.operator_log import OutOfProducts, RecordedOperator
-from resid_theory.eigen.orthogonalization import random_orthonormal
+from resid_theory.eigen.orthogonalization import orthonormal, random_orthonormal
 from resid_theory.eigen.ritz_bounds import Goal
 
 
@@ -152,3 +154,44 @@ def test_coefficients_of_a_space_are_those_of_its_two_passes():
     assert krylov.certificate().noise == pytest.approx(10 * krylov.round_off / 50**0.5)
     assert grown(torch.zeros(9, 9), 1, 1, 0).certificate().noise == torch.finfo(torch.double).tiny
     assert math.isclose(krylov.scale, float((matrix @ krylov.multiplied_vectors).norm(dim=0).max()))
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
+@pytest.mark.parametrize("k", [1, 3, 7])
+@pytest.mark.parametrize("count", [1, 4, 6, 40])
+def test_a_goal_selects_from_sorted_values(which, k, count):
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count)).sort().values
+    goal, places = Goal(which=which, k=k, tolerance=1e-3), range(count)
+    down, most = [*reversed(places)], min(k + 8, count)
+    wanted = {
+        "largest": down[:k], "smallest": [*places][:k],
+        "both": down if 2 * k >= count else down[:k] + down[-k:],
+        "magnitude": sorted(places, key=lambda i: -abs(float(values[i])))[:k],
+    }[which]  # fmt: skip
+    assert goal.columns(values).tolist() == wanted
+    ends = {"largest": down[:most], "smallest": [*places][:most]}
+    assert goal.useful(values).tolist() == sorted(
+        ends.get(which, {*ends["largest"], *ends["smallest"]})
+    )
+    # Where the last value of each end is in the result.
+    last = len(wanted) - 1
+    upper, lower = (min(k - 1, last), max(0, len(wanted) - k)) if which == "both" else (last, last)
+    assert [goal.edge(torch.tensor(wanted), sign) for sign in (1, -1)] == [upper, lower]
+    assert goal.total == k * (1 + (which == "both"))
+    assert goal.signs == {"largest": (1,), "smallest": (-1,)}.get(which, (1, -1))
+
+
+@pytest.mark.parametrize(("draws", "near", "chance"), [(2, 0, 1.0), (3, 0, 0.0), (2, None, 0.0)])
+def test_an_invariant_space_hides_copies_of_what_it_saw_as_often_as_it_had_vectors(
+    draws, near, chance
+):
+    ladder = torch.diag(torch.tensor([1.0, 1.5, 2.25]))
+    run = Certificate(dimension=4, draws=draws, ladder=ladder, noise=0.25)
+    assert run.missed_at(1.0, near=near) == chance  # equal within noise in four directions
+    assert replace(run, noise=0.24).missed_at(1.0, near=near) == 0.0
+
+
+def test_a_single_column_is_divided_by_its_length():
+    column = torch.tensor([[3.0], [0.0], [-4.0]])
+    basis, length = orthonormal(column, 4.9)
+    assert torch.equal(basis, column / 5) and length.tolist() == [[5.0]]

@@ -151,6 +151,15 @@ def test_a_billion_eigenvalues_cost_no_more_than_two():
         _ = spectrum.eigenvalues
 
 
+def test_a_gibibyte_of_eigenvalues_is_written_out(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave", lambda levels, counts: counts)
+    assert Spectrum.of([1.0], [2**27]).eigenvalues.tolist() == [2**27]
+    with pytest.raises(
+        ValueError, match="^eigenvalues: 134217729 of them need 1.0 GiB; use levels"
+    ):
+        _ = Spectrum.of([1.0], [2**27 + 1]).eigenvalues
+
+
 def test_summary_has_every_statistic_ready_for_json(both):
     spectrum, expanded = both
     sizes, summary = np.sort(np.abs(expanded)), spectrum.summary()

@@ -113,8 +113,7 @@ class Certificate:
         gaps = torch.where(gaps.abs() < self.noise, self.noise, gaps)
         pulled = (residuals / gaps).T
         # The square root of (I + BᵀB)⁻¹ up to a rotation, which is the unit ball's metric.
-        identity = torch.eye(pulled.shape[1], dtype=pulled.dtype)
-        _, upper = torch.linalg.qr(torch.cat([identity, pulled]))
+        _, upper = torch.linalg.qr(torch.cat([torch.eye(pulled.shape[1]), pulled]))
         # Whatever rounding adds to one coefficient; at a Ritz value it is any.
         blurred = self.noise * start / gaps
         return torch.cat([start @ pulled @ torch.linalg.inv(upper), blurred], 1)

@@ -116,7 +116,7 @@ class SearchState:
         # By Weyl's inequality their coupling moves no eigenvalue further than the edges allow for.
         slack = min(float(self._slack[place]) for place in self._last.values())
         close = others[residuals <= slack / _MOST_EXTRA**0.5]
-        outermost = self.ritz.values[close].abs().argsort(descending=True, stable=True)
+        outermost = self.ritz.values[close].abs().argsort(descending=True)
         return torch.cat([self.columns, close[outermost][:_MOST_EXTRA]])
 
     @property

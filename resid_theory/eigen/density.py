@@ -182,7 +182,7 @@ class Density(Result):
             The share, in [0, 1], with its standard error.
         """
         grid = as_tensor("grid", grid).to("cpu", torch.float64).reshape(-1)
-        below = (self.known[:, None] <= grid).sum(0) / self.size
+        below = (self.known[:, None] <= grid).double().sum(0) / self.size
         points, at = grid.unique(return_inverse=True)
         by_probe = torch.stack([measure.below(points)[0][at] for measure in self._measures])
         return self._curve(grid, self._share * by_probe, below, 0.0)

@@ -73,7 +73,7 @@ class Eigenpairs(Result):
 
     def estimates(self, sign: int) -> tuple[Estimate, ...]:
         """The values with their bounds, descending for ``sign`` 1, ascending for -1."""
-        order = self.values.argsort(descending=sign > 0, stable=True)
+        order = self.values.argsort(descending=sign > 0)
         ends = zip(self.values[order].tolist(), self.bounds[order].tolist(), strict=True)
         return tuple(Estimate.exact(value, bound) for value, bound in ends)
 

@@ -145,7 +145,7 @@ def lanczos_quadrature(
             for run, product in zip(active, block.split(1, dim=1), strict=True):
                 run.extend(product.clone())
         for run in runs:
-            link = run.links[:, -1] if run.waiting else torch.zeros(1, dtype=torch.float64)
+            link = run.links[:, -1] if run.waiting else torch.zeros(1)
             measures.append(
                 ProbeMeasure(
                     diagonal=run.symmetric.diagonal(),

@@ -51,7 +51,7 @@ class Goal:
             return torch.arange(min(self.k, count))
         if self.which == "both":
             return torch.cat([descending[: self.k], descending[-self.k :]])
-        return descending[values[descending].abs().argsort(descending=True, stable=True)][: self.k]
+        return descending[values[descending].abs().argsort(descending=True)][: self.k]
 
     def useful(self, values: Tensor) -> Tensor:
         """Positions of the values on which the bounds of the wanted ones rest."""

@@ -91,7 +91,7 @@ class Spectrum(SpectralStatistics, Result):
                 raise ValueError(f"multiplicities: got {given.tolist()}, needs whole numbers")
         if counts.shape == levels.shape and levels.dim() == 1:  # a mask would flatten a matrix
             levels, counts = levels[counts != 0], counts[counts != 0]
-            order = levels.argsort(stable=True)
+            order = levels.argsort()
             levels, counts = levels[order], counts[order]
         made = cls(levels=levels, multiplicities=counts, resolution=resolution)
         if error > 0 and made.max_magnitude > 0:
