@@ -18,7 +18,7 @@ from PIL import Image
 
 import resid_theory as rt
 from resid_theory import plots
-from resid_theory.plots import canvas, matrices
+from resid_theory.plots import canvas, density_plots, matrices, result_plots
 from resid_theory.stability.sample_statistics import Summaries
 
 matplotlib.use("agg")
@@ -943,3 +943,67 @@ def test_legends_that_differ_stay_above_their_own_panel():
     assert [labels(ax) for ax in drawing.axes] == [["left"] * 2, ["right"] * 2]
     kept = drawing.axes[0].get_legend().legend_handles  # two curves of one name are still two
     assert not drawing.legends and not same_color(*(line.get_color() for line in kept))
+
+
+@pytest.mark.parametrize(("kind", "axis"), result_plots.AXES.items())
+def test_each_kind_of_result_has_its_axes(ax, kind, axis):
+    columns = {name: [1.0, 2.0] for name in (axis.x, axis.y, axis.of, axis.law) if name}
+    plots.curve(stub(kind, **columns), ax=ax)
+    wanted = (
+        "log" if kind in ("CompressionBound", "Descent", "LayerTable", "NoiseCurves") else "linear"
+    )
+    assert ax.get_yscale() == wanted and ax.get_ylabel() == axis.y.replace("_", " ")
+
+
+@pytest.mark.parametrize("nets", [10, 11])
+def test_a_legend_has_no_more_curves_than_there_are_colours(ax, nets):
+    rows = {"epoch": [0, 1] * nets, "loss": [1.0, 2.0] * nets}
+    plots.curve(stub("Run", **rows, net=[k for k in range(nets) for _ in range(2)]), ax=ax)
+    assert len(ax.lines) == nets and (ax.get_legend() is not None) == (nets == 10)
+    colours = [line.get_color() for line in ax.lines]
+    assert colours == [*canvas.SERIES, canvas.SERIES[0]][:nets]
+
+
+@pytest.mark.parametrize(
+    ("levels", "ends", "near"),
+    [
+        ([1.0, 1 + 0.9e-9], (1 + 0.9e-9, 1 + 0.9e-9), 1e-4),  # equal but for round-off
+        ([1.0, 1 + 1.1e-9], (1.0, 1 + 1.1e-9), 1e-4),
+        ([-5.0, 2.0], (-5.0, 2.0), 1e-4),  # of 5e-4, rounded down
+        ([-0.5, 20.0], (-0.5, 20.0), 1e-3),
+        ([0.0], (0.0, 0.0), 1e-4),
+    ],
+)
+def test_ends_of_a_density_and_where_its_axis_is_linear(levels, ends, near):
+    low, high, linear = density_plots._extent(None, rt.Spectrum.of(levels))
+    assert ((low, high), linear) == (ends, pytest.approx(near))
+    low, high, linear = density_plots._extent(spread(), rt.Spectrum.of(levels))
+    assert (low, high) == (min(levels[0], -2), max(levels[-1], 7))
+    coarse = SimpleNamespace(smallest=-9.0, largest=3.0, resolution=0.03)
+    assert density_plots._extent(coarse, None) == (-9.0, 3.0, pytest.approx(0.01))
+
+
+@pytest.mark.parametrize(
+    ("levels", "linear"),
+    [([0.0, 0.0, 6e-4, 6e-4, 6.0], 1e-8), ([0.0] * 3 + [3e-7, 3e-7, 3.0], 1e-8),
+     ([4e-3] * 3 + [6.0], 1e-3)],
+)  # fmt: skip
+def test_an_axis_of_eigenvalues_is_linear_below_a_tenth_of_them(ax, levels, linear):
+    plots.spectrum(rt.Spectrum.of(levels), ax=ax)
+    assert ax.yaxis.get_transform().linthresh == pytest.approx(linear)
+
+
+def test_axes_without_curves_count_nothing(ax):
+    ax.scatter([0.0, 0.3, 0.6], [1.0, 2.0, 3.0])
+    plots.finish(ax.figure)
+    assert any(tick != round(tick) for tick in ax.get_xticks())
+
+
+def test_arrays_are_drawn_as_tensors_are(ax):
+    matrix = np.array([[1.0, -2.0], [0.5, 0.0]])
+    plots.hessian_pattern(matrix, ax=ax)
+    plots.hessian_pattern(torch.from_numpy(matrix).requires_grad_(), ax=ax)
+    first, second = (np.asarray(image.get_array()) for image in ax.images)
+    assert (first == matrix).all() and (second == matrix).all() and ax.get_title() == ""
+    with pytest.raises(ValueError, match="^block: got -1, needs at least 1"):
+        plots.hessian_pattern(matrix, block=-1, ax=ax)

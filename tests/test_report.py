@@ -316,3 +316,23 @@ def test_a_space_that_spans_everything_has_the_errors_of_the_operator(unit, gene
         for half in (number.high - number.value, number.value - number.low):
             assert half == pytest.approx(own * unit + 6**0.5 * noise, rel=1e-9)
     assert report.largest[0].high - report.largest[0].value == pytest.approx(noise, rel=1e-9)
+
+
+@pytest.mark.parametrize("top", [0.0, 0.5])
+def test_a_condition_number_of_small_eigenvalues_has_its_bounds(top):
+    report = rt.eigen.SpectrumReport.of(rt.Spectrum.of([-0.5 * top, top]), percentile=0)
+    found, bound = report.condition_number, 2 * 2.0**-52 * top
+    if not top:
+        assert math.isnan(found.value) and math.isnan(found.high)
+    else:
+        assert (found.value, found.low) == (2.0, (top - bound) / (0.5 * top + bound))
+        assert found.high == (top + bound) / (0.5 * top - bound) > 2
+
+
+def test_extremes_are_counted_with_their_residuals():
+    A = torch.diag(torch.cat([torch.linspace(-1, 1, 300), torch.tensor([3.0, 2.0, -2.0, -3.0])]))
+    report = rt.eigen.spectral_estimates(A, 2, probes=2, steps=3, tolerance=1e-2)
+    pairs, density = report.pairs, report.density
+    lengths = (A @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
+    torch.testing.assert_close(density.known_residuals[:4], lengths, rtol=1e-6, atol=1e-12)
+    assert float(lengths.max()) > 1e-6 and torch.equal(density.known[:4], pairs.values)

@@ -218,12 +218,13 @@ def test_what_a_probe_finds_beyond_the_list_is_told(seen, converged, note):
     assert found.missed_probability == 1.0 and len(notes) == 1 and notes[0].startswith(note)
 
 
-@pytest.mark.parametrize("percentile", [10, 60, 75])
+@pytest.mark.parametrize("percentile", [10, 60, 75, 100])
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_condition_number_is_the_largest_over_a_percentile(percentile, complete):
     seen, pairs = density(complete), listed()
     place = percentile / 100 * (SIZE - 1)
-    low, high = (seen.quantile((int(place) + k) / SIZE, magnitude=True) for k in (1, 2))
+    ranks = (int(place) + 1, min(int(place) + 2, SIZE))
+    low, high = (seen.quantile(rank / SIZE, magnitude=True) for rank in ranks)
     bottom = low.value + (place - int(place)) * (high.value - low.value)
     found, floor = _condition_number(pairs, seen, percentile), seen.resolution
     assert found.low == pytest.approx((9 - 1e-3) / max(high.high, floor))

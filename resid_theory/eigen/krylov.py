@@ -104,7 +104,7 @@ class Ritz:
         squares = (locked * (self.gram @ locked)).sum(0).clamp_min(0)
         norms = squares.sqrt() + krylov.norm(dim=0)
         if self.measured is not None:
-            norms[self.measured[0]] = self.measured[1].diagonal().clamp_min(0).sqrt()
+            norms[self.measured[0]] = self.measured[1].diagonal().sqrt()
         return norms + self.noise
 
 
@@ -131,11 +131,11 @@ class Krylov:
     ) -> None:
         self.operator, self.locked = operator, locked
         self.offset = locked.vectors.shape[1]
-        total = self.offset + min(capacity, operator.size - self.offset)
+        total = min(self.offset + capacity, operator.size)
         self._columns = locked.vectors.new_empty(total, operator.size).T  # a vector is contiguous
         self._columns[:, : self.offset] = locked.vectors
         self._matrix = torch.zeros(total, total, dtype=torch.float64)
-        start = random_orthonormal(min(width, total - self.offset), locked.vectors, generator)
+        start = random_orthonormal(width, locked.vectors, generator)
         self.width = self.waiting = start.shape[1]
         self.multiplied = 0
         self._columns[:, self.offset : self.offset + self.waiting] = start
@@ -204,7 +204,9 @@ class Krylov:
         small = chosen.to(self._columns)
         for rows in slices(len(self._columns)):  # so that no second copy of the vectors is held
             self._columns[rows, new] = self._columns[rows, old] @ small
-        self._columns[:, new_tail] = self._columns[:, tail].clone()
+        self._columns[:, new_tail] = self._columns[
+            :, tail
+        ]  # half of V goes, so that they are apart
         matrix = torch.zeros_like(self._matrix)
         matrix[: self.offset, new] = self._matrix[: self.offset, old] @ chosen
         matrix[new, new], matrix[new_tail, new] = kept, self._matrix[tail, old] @ chosen
