@@ -10,7 +10,8 @@ from oracles import shortcut_net, square_loss
 from tolerances import EPS, relative_error, round_off
 
 import resid_theory as rt
-from resid_theory.descent import at_loss, hessian_trajectory
+from resid_theory.descent import at_loss, hessian_trajectory, objective
+from resid_theory.descent.objective import SampledNets
 from resid_theory.losses import LOSSES
 from resid_theory.theory.linear.stacked_nets import StackedChains
 
@@ -92,6 +93,30 @@ def test_nonlinear_rows_equal_autograd_one_net_at_a_time(chunk, generator, devic
             assert relative_error(path.weights[seed, column], points[-1]) <= AFTER_200_EPOCHS
             measured = path.loss[:, seed, column].cpu()
             assert relative_error(measured, torch.tensor(losses)) <= AFTER_200_EPOCHS
+
+
+@pytest.mark.parametrize(("fit", "together"), [(0.5, [1] * 5), (2.5, [2, 2, 1])], ids=str)
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_rows_are_evaluated_together_as_far_as_memory_goes(
+    fit, together, where, cuda, generator, monkeypatch
+):
+    place = torch.device("cpu") if where == "cpu" else cuda
+    net = rt.ShortcutNet(4, 3, 2, mid="tanh", device=place)
+    # Input, product and activation of each of 6 layers, for 20 samples of width 4.
+    room, seen, evaluate = int(fit * 3 * 6 * 20 * 4 * 8), [], SampledNets._evaluate
+    monkeypatch.setattr(objective, "available_bytes", lambda device: 2 * room)
+    if where == "cpu":
+        monkeypatch.setattr(objective, "_CHUNK", room)
+
+    def counted(nets, weights):
+        seen.append(weights.shape[1])
+        return evaluate(nets, weights)
+
+    monkeypatch.setattr(SampledNets, "_evaluate", counted)
+    starts = drawn("near_zero", (5,), net, generator, place)
+    data = problem(4, 20, place, generator)
+    rt.gradient_descent(net, "square", data, weights=starts, learning_rate=0.1, epochs=0)
+    assert seen == together
 
 
 def test_both_routes_agree_on_a_linear_net(generator, device):
@@ -341,22 +366,23 @@ def test_spectra_are_those_of_the_weights(mid, loss, generator, device):
     x, y = problem(3, 30, device, generator)
     data = x, y.softmax(1)
     starts = drawn("near_zero", (2,), net, generator, device)
-    given = dict(weights=starts, learning_rate=0.1, epochs=30, keep=[0, 3, 10, 30])
+    given = dict(weights=starts, learning_rate=0.1, epochs=30, record_every=5, keep=[0, 10, 30])
     path = rt.gradient_descent(net, loss, data, **given)
     torch.set_default_dtype(torch.float32)
-    found = hessian_trajectory(net, loss, data, path, row=(1,))
-    assert found.epochs.tolist() == [0, 3, 10, 30]
-    for i, epoch in enumerate(path.kept.tolist()):
+    rounded = rt.ShortcutNet(3, 2, 2, mid=mid, dtype=torch.float32)  # its own weights do not matter
+    found = hessian_trajectory(rounded, loss, data, path, row=(1,))
+    assert found.epochs.tolist() == [0, 10, 30]
+    for i, record in enumerate([0, 2, 6]):
         with torch.no_grad():
             net.weights.copy_(path.kept_weights[i, 1])
         own = rt.hessian_spectrum(net, loss, data)
         assert found.spectra[i].distance(own) <= round_off(1000)
         assert found.each(lambda s: s.max_magnitude)[i] == found.spectra[i].max_magnitude
-        assert found.loss[i] == path.loss[epoch, 1]
-        assert found.gradient_norm[i] == path.gradient_norm[epoch, 1]
+        assert found.loss[i] == path.loss[record, 1]
+        assert found.gradient_norm[i] == path.gradient_norm[record, 1]
         values = own.eigenvalues
         exact = {
-            "epoch": epoch, "loss": path.loss[epoch, 1], "gradient_norm": found.gradient_norm[i],
+            "epoch": 5 * record, "loss": found.loss[i], "gradient_norm": found.gradient_norm[i],
             "largest": values[-1], "smallest": values[0],
             "condition_number": own.condition_number, "index": own.index,
         }  # fmt: skip

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
@@ -304,11 +305,24 @@ def test_normal_flow_in_plain_nets_misses_the_simulation(generator):
     assert float(case.approximation()[-1] - shares.mean()) > 4 * error
 
 
-def test_simulation_in_parts_is_of_the_same_size(generator, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"persistent": True}, {"identity": False}], ids=str)
+@pytest.mark.parametrize(("room", "parts"), [(7, [7, 7, 2]), (0, [1] * 16)], ids=str)
+def test_nets_are_simulated_as_many_at_a_time_as_memory_holds(changes, room, parts, monkeypatch):
+    case = replace(BASE, **changes)
     given = torch.Generator().manual_seed(0)
-    assert torch.equal(BASE.simulate(draws=2), BASE.simulate(draws=2, generator=given))
-    monkeypatch.setattr("resid_theory.theory.flow.pointwise_flow._WORKSPACE", 8 * 32**2 * 7)
-    assert BASE.simulate(draws=16, generator=generator).shape == (16, 13)
+    assert torch.equal(case.simulate(draws=2), case.simulate(draws=2, generator=given))
+    source = torch.Generator().manual_seed(1)
+    expected = torch.cat([case.simulate(draws=part, generator=source) for part in parts])
+    room = room * 8 * 32**2 + 8  # bytes of so many products of 32 x 32, and not of one more
+    monkeypatch.setattr("resid_theory.theory.flow.pointwise_flow._WORKSPACE", room)
+    assert torch.equal(case.simulate(draws=16, generator=1), expected)
+
+
+def test_numbers_of_a_case_are_those_of_python():
+    case = TrivialFlow(channels=np.int64(3), layers=np.int32(2), deviation=np.float32(0.5),
+                       open_share=0.5, signal=torch.tensor(2.0))  # fmt: skip
+    found = (case.channels, case.layers, case.deviation, case.signal)
+    assert found == (3, 2, 0.5, 2.0) and [type(v) for v in found] == [int, int, float, float]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from resid_theory.data.moments import Moments
 from resid_theory.data.regression import Regression, gather
 from resid_theory.losses import Loss
 from resid_theory.networks.shortcut import ShortcutNet
+from resid_theory.runtime.resources import available_bytes
 from resid_theory.theory.linear.stacked_nets import StackedChains
 
 __all__ = ["Objective", "SampledNets", "objective_of"]
@@ -60,9 +61,8 @@ class SampledNets:
         """Losses (rows,) and gradients of all rows, for weights (layers, rows, d, d)."""
         # Bytes of a row's activations, which are kept for the backward pass.
         row = 3 * len(weights) * self._data.x.numel() * self._data.x.element_size()
-        limit = _CHUNK
-        if weights.device.type == "cuda":
-            limit = torch.cuda.mem_get_info(weights.device)[0] // 2
+        on_gpu = weights.device.type == "cuda"
+        limit = available_bytes(weights.device) // 2 if on_gpu else _CHUNK
         chunks = weights.split(max(1, limit // row), dim=1)
         losses, gradients = zip(*map(self._evaluate, chunks), strict=True)
         return torch.cat(losses), torch.cat(gradients, dim=1)

@@ -173,7 +173,7 @@ class _DescentRun:
         self.active, self.limits, self.rates = (
             rows[going] for rows in (self.active, self.limits, self.rates)
         )
-        self.weights = self.weights[:, going].contiguous()
+        self.weights = self.weights[:, going]
         return loss[going], gradient[:, going]
 
     def _record(self, loss: Tensor, gradient: Tensor) -> None:
