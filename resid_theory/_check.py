@@ -26,7 +26,7 @@ def check_choice(argument: str, given: str, choices: Sequence[str]) -> str:
     """Return a name that is one of the choices; the message names the nearest one."""
     if isinstance(given, str) and given in choices:
         return given
-    close = difflib.get_close_matches(str(given).lower(), choices, n=1)
+    close = difflib.get_close_matches(str(given).lower(), choices)
     hint = f"did you mean {close[0]!r}? " if close else ""
     names = ", ".join(repr(name) for name in choices)
     shown = repr(given) if isinstance(given, str) else reprlib.repr(given)  # no tensor in full
@@ -102,7 +102,7 @@ def as_generator(generator: torch.Generator | int) -> torch.Generator:
         return generator
     if isinstance(generator, bool) or not isinstance(generator, int):
         raise ValueError(f"generator: got {generator!r}, needs a torch.Generator or a seed")
-    return torch.Generator("cpu").manual_seed(generator)
+    return torch.Generator().manual_seed(generator)
 
 
 def check_finite(argument: str, given: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class AtZero:
     @property
     def has_kink(self) -> bool:
         """True if the two slopes differ by more than round-off."""
-        return abs(self.left - self.right) > 1e-12 * max(abs(self.left), abs(self.right), 1e-300)
+        return abs(self.left - self.right) > 1e-12 * max(abs(self.left), abs(self.right))
 
     @property
     def slope(self) -> float:
@@ -129,7 +129,7 @@ def at_zero(function: Activation | None) -> AtZero:
     # The slope of z² is 1e-150 there, which means zero; that of a root is 1e75, but 1e50 at the
     # second pair of points: it has no limit.
     flat = first.abs() < 1e-60
-    settled = torch.isclose(first[:2], first[2:], rtol=1e-9) | flat[:2]
+    settled = torch.isclose(first[:2], first[2:], rtol=1e-9, atol=0.0) | flat[:2]
     left, right = first[:2].masked_fill(flat[:2], 0.0).masked_fill(~settled, torch.nan).tolist()
     return AtZero(
         value=value,

@@ -95,6 +95,39 @@ def test_two_sides_are_one_up_to_round_off(slopes, kink, seconds, second):
     assert at.second == pytest.approx(0.0 if kink else second, rel=1e-15, nan_ok=True)
 
 
+@pytest.mark.parametrize(("at", "step"), [(1e-3, 1e-9), (1.0, 1e-9), (-100.0, 1e-7)])
+def test_curvatures_that_differ_by_round_off_have_a_mean(at, step):
+    for near, far in ((at, at + 0.9 * step), (at + 0.9 * step, at)):
+        found = AtZero(value=0.0, left=1.0, right=1.0, second_left=near, second_right=far).second
+        assert found == pytest.approx(at + 0.45 * step, rel=1e-12)
+    for near, far in ((at, at + 1.2 * step), (at + 1.2 * step, at)):
+        found = AtZero(value=0.0, left=1.0, right=1.0, second_left=near, second_right=far).second
+        assert math.isnan(found)
+
+
+def test_slopes_that_settle_and_slopes_that_are_none():
+    for off, settled in ((0.9e-9, True), (1.1e-9, False)):
+        at = at_zero(lambda z, off=off: z * torch.where(z.abs() < 1e-120, 1 + off, 1.0))
+        assert (at.left, at.right) == pytest.approx([1 + off if settled else math.nan] * 2,
+                                                    rel=1e-15, nan_ok=True)  # fmt: skip
+    assert at_zero(lambda z: 0.9e-60 * z).slope == 0.0
+    assert at_zero(lambda z: 1.1e-60 * z).slope == 1.1e-60
+
+
+@pytest.mark.parametrize(("off", "fits"), [(0.9, True), (1.1, False)])
+@pytest.mark.parametrize("kind", ["relative", "absolute"])
+def test_entries_are_their_own_but_for_round_off(kind, off, fits):
+    def function(z):
+        beside = z.numel() > 1
+        return z * (1 + 1e-9 * off * beside) if kind == "relative" else 0 * z + 1e-12 * off * beside
+
+    if fits:
+        assert activation("mid", function) is function
+        return
+    with pytest.raises(ValueError, match="^mid: an entry of the callable's result depends on"):
+        activation("mid", function)
+
+
 @pytest.mark.parametrize(
     "function",
     [torch.sqrt, lambda z: z.sign() * z.abs().sqrt(), lambda z: z * (z.abs() + 1e-300).log()],

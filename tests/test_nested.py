@@ -20,6 +20,14 @@ class Held:
     note: str = "as it was"
 
 
+@dataclass(slots=True)
+class Slots:
+    """An object without a ``__dict__``."""
+
+    x: Tensor
+    note: str = "as it was"
+
+
 class Encoding(dict):
     """A mapping with an attribute, as those of transformers."""
 
@@ -41,6 +49,7 @@ NESTS = {
     "ordered": (OrderedDict(b=t(1), a={"deep": t(2)}), [1, 2]),
     "immutable": (MappingProxyType({"b": t(1), "a": t(2)}), [1, 2]),
     "dataclass": (Held(t(1)), [1]),
+    "slots": (Slots(t(1)), [1]),
     "object": (SimpleNamespace(inner={"a": t(1)}, x=t(2), name="n"), [1, 2]),
     "object without tensors": (SimpleNamespace(x=1), []),
     "module": (nn.Linear(1, 1), []),
@@ -62,7 +71,7 @@ def test_a_function_of_every_tensor_leaves_types_attributes_and_the_given_nest(k
     assert (made is content) == (not held)
     if kind == "mapping":
         assert (made.kind, made["n"], list(made)) == ("words", 5, ["b", "a", "n"])
-    if kind in ("dataclass", "object"):
+    if kind in ("dataclass", "slots", "object"):
         assert getattr(made, "note", "as it was") == "as it was"
         assert getattr(made, "name", "n") == "n"
 
@@ -76,12 +85,12 @@ def test_leaves_have_the_names_by_which_they_are_reached():
     twice, function = [t(1)], t
     content = {
         "logits": t(0), 3: "c", "past": (Held(t(2)), [4]), "node": Node(twice), "again": twice,
-        "net": nn.Identity(), "kind": Held, "call": function,
+        "slots": Slots(t(5)), "net": nn.Identity(), "kind": Held, "call": function,
     }  # fmt: skip
     found = dict(leaves_of(content))
     assert list(found) == [
         "logits", "[3]", "past[0].x", "past[0].note", "past[1][0]", "node.value[0]", "again[0]",
-        "net", "kind", "call",
+        "slots.x", "slots.note", "net", "kind", "call",
     ]  # fmt: skip
     assert found["past[1][0]"] == 4 and found["call"] is function and found["kind"] is Held
     assert list(leaves_of(5.0)) == [("", 5.0)]
