@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import resid_theory as rt
 from resid_theory.networks import LayoutNet, layout_of
-from resid_theory.theory import Layout
+from resid_theory.theory import Layout, Semiseparable
 
 D, SAMPLES = 3, 9
 
@@ -427,6 +427,35 @@ def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
         assert counted == pytest.approx((dense[0].item(), dense[-1].item()), abs=1.5e-8 * scale)
 
 
+def test_round_off_does_not_grow_along_streams_that_grow(monkeypatch):
+    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
+    mix = torch.eye(2) + 0.2 * drawn(100, 2, 2, seed=1)
+    layout = Layout.hyper_connections(drawn(100, 2), mix, drawn(100, 2, seed=2), branch=1)
+    found = rt.theory.zero_point([part[:, :2] for part in data()], layout=layout).statistics
+    values = found.spectrum.eigenvalues
+    top = values.abs().max()
+    points = torch.cat([10.0**-k * torch.linspace(-1, 1, 10).double() * top for k in range(6)])
+    points = points[(points[:, None] - values).abs().amin(1) > 3e-8 * top]
+    assert len(points) > 40
+    assert found.counts_below(points).tolist() == [int((values < t).sum()) for t in points]
+
+
+def test_ends_and_index_take_one_pass_of_counts(monkeypatch):
+    for name in ("single_layers", "counted_spectrum"):
+        monkeypatch.setattr(f"resid_theory.theory.zero_weights.{name}._DENSE", 0)
+    point, passes = rt.theory.zero_point(data(), layout=Layout.averaged(9, branch=1)), []
+    count = Semiseparable.counts_below
+    monkeypatch.setattr(
+        Semiseparable, "counts_below",
+        lambda matrix, points: passes.append(len(points)) or count(matrix, points),
+    )  # fmt: skip
+    found = point.summary()
+    values = point.spectrum.eigenvalues
+    assert passes == [3]
+    assert found["index"] == int((values < -point.statistics.zero_threshold).sum()) / len(values)
+    assert 0 < found["index"] < 1
+
+
 @pytest.mark.parametrize("share", [0.9, 1.0])
 def test_ends_that_lanczos_misses_are_counted(share, monkeypatch):
     point = rt.theory.zero_point(data(), layout=Layout.scaled(4, skip=0.9, branch=1))
@@ -678,7 +707,10 @@ PAIR = torch.eye(2)
             r"start: got shape \(\), needs \(3,\)",
         ),
         (lambda: Layout.scaled(3, scale=torch.ones(3, 1)), r"scale: .* needs one or \(3,\)"),
-        (lambda: Layout.shortcut(10_000).coefficients(), "layout: 10000 blocks have no table"),
+        (
+            lambda: Layout.shortcut(4097).coefficients(),
+            "layout: 4097 blocks have no table, needs at",
+        ),
         (
             lambda: rt.theory.zero_point(data(), layout=Layout.shortcut(2), blocks=2),
             "layout: has blocks",
@@ -886,11 +918,46 @@ def test_last_biases_that_move_nothing_leave_zero_stationary(out, post, reason):
     assert point.verdict == "degenerate" and point.order > 0 and point.reason.startswith(reason)
 
 
+def test_last_biases_that_move_some_outputs_have_a_gradient():
+    (x, y), layout = data(), Layout([[EYE]], [EYE, HALVES[0]], branch=2)
+    point = rt.theory.zero_point((x, y), layout=layout, last_bias=True)
+    assert point.verdict == "not stationary"
+    assert float((point.shift - (x - y).mean(0)).abs().max()) <= 1e-14
+
+
 @pytest.mark.parametrize("at", ["branch", "stream", "write"])
 def test_predictions_hold_no_graph_of_a_norm(at):
     gain = drawn(D).requires_grad_()
     point = point_of(norm=lambda u: gain * u / (1 + u.square().sum(-1, keepdim=True)), norm_at=at)
     assert not point.correlation.requires_grad and math.isfinite(point.spectrum.largest)
+
+
+@pytest.mark.parametrize(("others", "fits"), [(0.9, True), (1.1, False)])
+@pytest.mark.parametrize("scale", [1.0, 1e-12], ids=["relative", "absolute"])
+def test_rows_are_their_own_but_for_round_off(others, fits, scale):
+    x, y = torch.tensor([[1.0], [2.0]]).double(), torch.ones(2, 1).double()
+    off = 1e-9 if scale == 1 else 1.0  # of 1e-9 of a row, or of 1e-12 + 1e-21
+
+    def norm(u):
+        """Each row, and to the first one a share of what the second one is."""
+        return scale * (off * others * (u[1:].sum() != 0) + (u if scale == 1 else 0 * u))
+
+    layout = Layout.shortcut(1)
+    if fits:
+        rt.theory.zero_point((x, y), layout=layout, norm=norm)
+        return
+    with pytest.raises(ValueError, match="^norm: a sample's result depends on other samples"):
+        rt.theory.zero_point((x, y), layout=layout, norm=norm)
+
+
+@pytest.mark.parametrize(("value", "fits"), [(0.9e-12, True), (1.1e-12, False), (-1.1e-12, False)])
+def test_what_is_zero_at_zero_but_for_round_off(value, fits):
+    norm = lambda u: u + value  # noqa: E731
+    if fits:
+        assert point_of(norm=norm, norm_at="write").verdict == "strict saddle"
+        return
+    with pytest.raises(ValueError, match="^norm: is not 0 at zero, needs norm_at='write' without"):
+        point_of(norm=norm, norm_at="write")
 
 
 def test_a_norm_is_read_in_double_precision_and_left_as_it_is():

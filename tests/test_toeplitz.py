@@ -1,6 +1,7 @@
 """Block Toeplitz matrices: counts, extremes and limits against the dense matrix."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import oracles
@@ -82,6 +83,41 @@ def test_counts_of_pivots_are_those_of_their_inverses(pivots):
     assert off.max() <= 50 * EPS and np.abs(values * largest).max() <= 1 / EPS
 
 
+class Counting(BlockToeplitz):
+    """Keeps the points of each pass of counts."""
+
+    def counts_below(self, points):
+        vars(self).setdefault("passes", []).append(points)
+        return super().counts_below(points)
+
+
+@pytest.mark.parametrize(("size", "together"), [(1, 32), (11, 32), (12, 28), (65, 1)])
+def test_points_are_counted_together_as_far_as_blocks_are_small(size, together):
+    matrix = Counting(**{name: getattr(make(size, 3), name) for name in ("diagonal", "lower")},
+                      blocks=3)  # fmt: skip
+    values = eigenvalues(matrix)
+    error = COUNTED * values.abs().max().item()
+    assert matrix.eigenvalue(1) == pytest.approx(values[1].item(), abs=error)
+    assert {len(points) for points in matrix.passes} == {together}
+    # Each pass divides the interval: from twice the bound of all eigenvalues to 4 EPS of it.
+    assert len(matrix.passes) - math.ceil(51 / math.log2(together + 1)) in (0, 1)  # round-off
+
+
+@pytest.mark.parametrize(("blocks", "found"), [(3000, 1), (3001, 3001)])
+def test_beyond_three_thousand_rows_eigenvalues_are_counted(blocks, found, monkeypatch):
+    monkeypatch.setattr(BlockToeplitz, "spectrum", rt.Spectrum.of([7.0]))  # of the dense solver
+    assert make(1, blocks).count_below(1e9) == found
+
+
+def test_counts_that_cross_by_round_off_find_nothing_between(monkeypatch):
+    monkeypatch.setattr(counted_spectrum, "_DENSE", 0)
+    matrix = make(2, 3)
+    monkeypatch.setattr(BlockToeplitz, "counts_below", lambda self, points: torch.tensor([2, 3]))
+    assert matrix.count_within(0.5) == 0
+    monkeypatch.setattr(BlockToeplitz, "counts_below", lambda self, points: torch.tensor([5, 3]))
+    assert matrix.count_within(0.5) == 2
+
+
 @cases
 @sizes
 def test_eigenvalues_by_counts(size, blocks, kind, monkeypatch):
@@ -145,6 +181,16 @@ def test_growth_of_a_symmetric_block_is_its_largest_eigenvalue():
     values = torch.linalg.eigvalsh(matrix.lower)
     assert matrix.growth_rate == pytest.approx(values[-1].item(), rel=round_off(10))
     assert matrix.negative_growth_rate == pytest.approx(-values[0].item(), rel=round_off(10))
+
+
+@pytest.mark.parametrize("scale", [2.0**-80, 2.0**80], ids=["small", "large"])
+@pytest.mark.parametrize("kind", ["general", "antisymmetric"])
+def test_growth_has_the_scale_of_the_block(kind, scale):
+    one = make(3, 5, kind)
+    other = replace(one, diagonal=scale * one.diagonal, lower=scale * one.lower)
+    for name in ("growth_rate", "negative_growth_rate"):
+        rate = getattr(one, name)
+        assert rate > 0 and getattr(other, name) / scale == pytest.approx(rate, rel=round_off(10))
 
 
 @pytest.mark.parametrize("skew", [10.0**-k for k in (2, 5, 8, 12, 16)], ids=str)

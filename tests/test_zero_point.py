@@ -38,18 +38,21 @@ def whiten(x):
 
 # -- verdicts --------------------------------------------------------------------------------------
 
-FLAT = {"mid": torch.square}
+FLAT, BOTH = {"mid": torch.square}, "vanish, the one of order {} takes both signs"
+OPTIMAL = "M = 0: no gradient correlates with the features, the identity is optimal already"
+UNPASSED = "c_n = 0: an activation is flat at zero, so no block passes a first-order change"
+SMALLEST = "the smallest eigenvalue is -|c| s_1(M) < 0"
 VERDICTS = {
-    "n1": (1, 0.5, {}, "not stationary", "gradient is c M", 0),
-    "n2": (2, 0.5, {}, "strict saddle", r"-\|c\| s_1\(M\) < 0$", 1),
-    "n3": (3, 0.5, {}, "degenerate saddle", "order 2 vanish, the one of order 3 takes both", 2),
-    "n4": (4, 0.5, {}, "degenerate saddle", "order 3 vanish, the one of order 4 takes both", 3),
-    "n1-optimal": (1, 1.0, {}, "degenerate", "M = 0: .*the identity is optimal", 1),
-    "n2-optimal": (2, 1.0, {}, "degenerate", "M = 0: .*the identity is optimal", 2),
-    "n3-optimal": (3, 1.0, {}, "degenerate", "M = 0: .*the identity is optimal", 3),
-    "n1-flat": (1, 0.5, {"post": lambda z: z**3}, "degenerate", "c_n = 0: .*flat at zero", 1),
-    "n2-flat": (2, 0.5, FLAT, "degenerate", "c_n = 0: .*flat at zero", 2),
-    "n3-flat": (3, 0.5, FLAT, "degenerate", "c_n = 0: .*flat at zero", 3),
+    "n1": (1, 0.5, {}, "not stationary", "the gradient is c M in every block", 0),
+    "n2": (2, 0.5, {}, "strict saddle", SMALLEST, 1),
+    "n3": (3, 0.5, {}, "degenerate saddle", f"derivatives up to order 2 {BOTH.format(3)}", 2),
+    "n4": (4, 0.5, {}, "degenerate saddle", f"derivatives up to order 3 {BOTH.format(4)}", 3),
+    "n1-optimal": (1, 1.0, {}, "degenerate", OPTIMAL, 1),
+    "n2-optimal": (2, 1.0, {}, "degenerate", OPTIMAL, 2),
+    "n3-optimal": (3, 1.0, {}, "degenerate", OPTIMAL, 3),
+    "n1-flat": (1, 0.5, {"post": lambda z: z**3}, "degenerate", UNPASSED, 1),
+    "n2-flat": (2, 0.5, FLAT, "degenerate", UNPASSED, 2),
+    "n3-flat": (3, 0.5, FLAT, "degenerate", UNPASSED, 3),
 }
 
 
@@ -57,10 +60,96 @@ VERDICTS = {
 def test_verdicts(case):
     n, share, options, verdict, reason, order = VERDICTS[case]
     point = zero_point(eye_moments(share * torch.eye(D)), blocks=2, shortcut_depth=n, **options)
-    assert point.verdict == verdict
-    assert point.order == order
-    with pytest.raises(ValueError, match=reason):
-        raise ValueError(point.reason)  # pytest's regex on the sentence
+    assert (point.verdict, point.reason, point.order) == (verdict, reason, order)
+
+
+REPORTS = {
+    # Hessian of two weights [[2, 3], [3, 2]]: 5 and -1, whose 10th percentile is 1.4; growth 3
+    1: ([[2.0]], [[1.0]], """\
+Zero weights, shortcut, 2 blocks of 1 layers: not stationary
+  reason                    the gradient is c M in every block
+  singular values           1
+  slope                     1
+  parameters                2
+  method                    dense solver
+  growth rate               3
+  max magnitude             5
+  condition number 10       3.571
+  condition number          5
+  condition number nonzero  5
+  index                     0.5
+  learning rate scale       0.1667"""),
+    # M of 0.8 and 0.2; |Syy| of 0.25 bounds the condition number by 1.5 / 0.5
+    2: ([[1.0, 0.0], [0.0, 1.0]], [[0.2, 0.0], [0.0, 0.8]], """\
+Zero weights, shortcut, 2 blocks of 2 layers: strict saddle
+  reason                    the smallest eigenvalue is -|c| s_1(M) < 0
+  singular values           0.8 0.2
+  slope                     1
+  parameters                16
+  method                    closed form
+  max magnitude             0.8
+  condition number 10       4
+  condition number          4
+  a priori bound            3
+  condition number nonzero  4
+  index                     0.5
+  learning rate scale       1.25
+  escape from               0.01
+  escape to                 0.1
+  escape time               2.878
+  escape steps              3.322"""),
+    3: ([[2.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]], """\
+Zero weights, shortcut, 2 blocks of 3 layers: degenerate saddle
+  reason                    derivatives up to order 2 vanish, the one of order 3 takes both signs
+  singular values           1 1
+  slope                     1
+  parameters                24
+  method                    closed form
+  max magnitude             0
+  condition number 10       nan
+  condition number          nan
+  condition number nonzero  nan
+  index                     0
+  learning rate scale       inf
+  escape from               0.01
+  escape to                 0.1
+  escape time               90
+  escape steps              inf"""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("n", REPORTS)
+def test_a_report_by_hand(n):
+    sxx, syx, text = REPORTS[n]
+    moments = rt.Moments(sxx=torch.tensor(sxx), syx=torch.tensor(syx),
+                         syy=0.25 * torch.eye(len(sxx)), count=9)  # fmt: skip
+    assert str(zero_point(moments, blocks=2, shortcut_depth=n)) == text
+
+
+NUMBERS = ["max_magnitude", "parameters", "largest", "smallest", "min_magnitude",
+           "magnitude_percentile_10", "condition_number", "condition_number_10",
+           "condition_number_nonzero", "index", "rank", "nullity", "zero_threshold"]  # fmt: skip
+ESCAPE = ["escape_from", "escape_to", "escape_time", "escape_steps"]
+SUMMARIES = {
+    "closed form": ({"blocks": 2, "shortcut_depth": 2}, [*ESCAPE, *NUMBERS]),
+    "listed": ({"blocks": 2, "shortcut_depth": 1}, ["growth_rate", *NUMBERS]),
+    "limits": ({"blocks": 4000, "shortcut_depth": 1},
+               ["growth_rate", "parameters", "max_magnitude", "bulk_percentile_10",
+                "condition_number_10"]),
+    "streams": ({"layout": Layout.scaled(4000, skip=0.999, branch=1)},
+                ["parameters", "largest", "smallest", "index"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SUMMARIES)
+def test_numbers_of_a_summary(case):
+    options, names = SUMMARIES[case]
+    moments = rt.Moments(sxx=torch.ones(1, 1), syx=torch.zeros(1, 1), syy=torch.ones(1, 1), count=9)
+    found = zero_point(moments, **options).summary()
+    every = ["method", "wiring", "blocks", "shortcut_depth", "hidden", "verdict", "reason", "order",
+             "slope", "a_priori_bound", "learning_rate_scale", "singular_values"]  # fmt: skip
+    assert list(found) == [*every, *names]
+    assert found["a_priori_bound"] is None and found["blocks"] == options.get("blocks", 4000)
 
 
 def test_an_optimal_identity_from_samples_is_exact(generator):
@@ -91,11 +180,12 @@ def test_what_is_zero_to_1e_12_of_its_terms_is_zero(delta, is_zero):
 
 
 SINGULAR = {
-    "rank": ({}, {"deficient": True}, "M has rank 2: compare nonzero"),
-    "softmax": ({"loss": "cross_entropy"}, {}, "because the loss ignores a shift of all outputs:"),
-    "bias": ({"bias": True}, {}, "because M is 3 x 4:"),
+    "rank": ({}, {"deficient": True}, "M has rank 2"),
+    "softmax": ({"loss": "cross_entropy"}, {}, "the loss ignores a shift of all outputs"),
+    "bias": ({"bias": True}, {}, "M is 3 x 4"),
     "both": (
-        {"bias": True, "loss": "cross_entropy"}, {}, "a shift of all outputs and M is 3 x 4:",
+        {"bias": True, "loss": "cross_entropy"}, {},
+        "the loss ignores a shift of all outputs and M is 3 x 4",
     ),
 }  # fmt: skip
 
@@ -110,7 +200,8 @@ def test_reasons_for_a_singular_hessian(case, generator):
     assert point.verdict == "strict saddle"
     assert math.isinf(point.condition_number)
     assert math.isfinite(point.nonzero_condition_number)
-    assert f"{reason}" in point.reason
+    says = f"{SMALLEST}; the Hessian is singular because {reason}: compare nonzero eigenvalues"
+    assert point.reason == says
 
 
 # -- spectra ---------------------------------------------------------------------------------------
@@ -199,6 +290,20 @@ def test_small_pairs_beside_large_ones_are_no_zeros():
     assert found.nonzero_condition_number == pytest.approx(1e20)
 
 
+def test_zeros_of_pairs_are_told_from_the_smallest_of_the_others():
+    pairs = [torch.diag(torch.tensor([4.0, 0.0, 0.5])), torch.ones(1, 1)]
+    found = pair_spectrum(pairs, [1, 41], 101)  # 13 + 2 zeros
+    assert found.levels.tolist() == [-4, -1, -0.5, 0, 0.5, 1, 4]
+    assert found.multiplicities.tolist() == [1, 41, 1, 15, 1, 41, 1]
+    assert found.zero_threshold == 12 * EPS * 0.5  # what an SVD of 3 x 3 leaves of the smallest
+    # A percentile between the last zero and the first of the others, but for the round-off in
+    # 14 / 100 * 100, is zero.
+    assert found.percentile_condition_number(14) == math.inf
+    assert found.percentile_condition_number(15) == 8.0
+    nothing = pair_spectrum([torch.zeros(2, 2)], [3], 12)
+    assert (nothing.levels.tolist(), nothing.multiplicities.tolist()) == ([0.0], [12])
+
+
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, EPS), (torch.float32, 2**-23)])
 def test_the_resolution_is_that_of_the_longer_side(dtype, eps):
     for shape in (3, 7), (7, 3), (9, 3, 7):
@@ -227,6 +332,20 @@ def test_large_nets_of_one_layer_answer_by_limits_or_counts(
     else:
         assert found["condition_number"] == pytest.approx(values.condition_number, rel=1e-6)
         assert found["max_magnitude"] == pytest.approx(values.max_magnitude)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "exact", "method"),
+    [(3000, False, "dense solver"), (3001, False, "limits of"), (8000, True, "dense solver"),
+     (8001, True, "inertia counts")],
+)  # fmt: skip
+def test_methods_of_nets_of_one_layer(blocks, exact, method):
+    one = torch.ones(1, 1)
+    data = rt.Moments(sxx=one, syx=0.5 * one, syy=one, count=9)
+    point = zero_point(data, blocks=blocks, shortcut_depth=1, exact=exact)
+    assert point.method.startswith(method) and point.size == blocks
+    streams = zero_point(data, layout=Layout.scaled(3001, skip=0.999, branch=1))
+    assert streams.method == "inertia counts"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

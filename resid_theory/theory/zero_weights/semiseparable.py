@@ -26,7 +26,6 @@ from resid_theory.theory.zero_weights.zero_point_statistics import check_dense
 
 __all__ = ["Semiseparable", "dense_spectrum"]
 
-_SYMMETRIC = 8  # blocks after which round-off is made symmetric
 _BASIS = 30  # vectors of a Krylov space: the ends of these spectra are far apart
 
 
@@ -97,11 +96,10 @@ class Semiseparable(CountedSpectrum, Result):
             c[..., :n], c[..., n] = pairing[..., None] * reads[m], alpha[m] * own
             y = c.reshape(size, states) + bpt
             r = alpha[m] ** 2 * own - shift + bpb
-            gone, negative = inverse(0.5 * (r + r.swapaxes(-1, -2)))
+            gone, negative = inverse(r)
             found += negative
             p = (left @ t).reshape(p.shape) - y.swapaxes(-1, -2) @ (gone @ y)
-            if m % _SYMMETRIC == 0:
-                p = 0.5 * (p + p.swapaxes(-1, -2))
+            p = 0.5 * (p + p.swapaxes(-1, -2))  # or what round-off makes asymmetric may grow
         return torch.from_numpy(found)
 
     def matvec(self, vectors: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ class BlockToeplitz(CountedSpectrum, Result):
                 for part in (first - below, inner - above - below, last - above)
             )
             side, left = side @ gone @ side, (left + 1) // 2  # but for a sign, which is squared
-        return torch.from_numpy(counts + (np.linalg.eigvalsh(first) < 0).sum(-1))
+        return torch.from_numpy(counts + (np.linalg.eigvalsh(first) < 0).sum(1))
 
     @property
     def radius(self) -> float:
@@ -195,4 +195,4 @@ def _growth(lower: Tensor) -> float:
     if least(low) >= 0.0:  # the zero is closer to the pole than that
         return low
     high = 2 * scale + low
-    return float(brentq(least, low, high, xtol=1e-300, rtol=8.9e-16, maxiter=500))
+    return float(brentq(least, low, high, xtol=1e-300, maxiter=500))
