@@ -92,9 +92,13 @@ def test_demo_prints_where_its_files_are(capsys, tmp_path, monkeypatch, digits):
         assert matrix.images[0].get_extent() == [0, 400, 400, 0]
         assert sorted(line.get_ydata()[0] for line in matrix.lines[::2]) == [0, 200, 400]
     said = json.loads((tmp_path / "demo.json").read_text())["nets"]
-    near_zero = rt.initialize(rt.ShortcutNet(10, 1, 2), "near_zero", generator=0)
-    measured = rt.hessian_spectrum(near_zero, "square", digits).summary()
-    same(said[nets[0]][0]["measured"], measured)
+    starts = {"2-shortcut, at zero": "zero", nets[0]: "near_zero", nets[1]: "orthogonal",
+              "Xavier, plain": "xavier"}  # fmt: skip
+    assert list(said) == list(starts)
+    for name, init in starts.items():
+        net = rt.ShortcutNet(10, 1, 2, shortcut="plain" not in name)
+        rt.initialize(net, init, generator=0)
+        same(said[name][0]["measured"], rt.hessian_spectrum(net, "square", digits).summary())
     keys = ("max_magnitude", "magnitude_percentile_10", "condition_number",
             "condition_number_10", "index")  # fmt: skip
     expected = ["Exact Hessians of linear nets on whitened digits, predicted and measured"]

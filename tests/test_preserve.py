@@ -192,11 +192,15 @@ def check_precision(setting):
     """Set something, measure, and compare what torch tells afterwards; in a process of its own."""
     exec(setting)
     before = precision()
-    conv = "cudnn.conv.fp32_precision"
+    of_gpu = "cudnn.conv", "cudnn.rnn", "cuda.matmul"
     for tf32 in (False, True):
         with deterministic(tf32=tf32):
             inside = precision()
-            assert inside.get(conv, "tf32") == ("tf32" if tf32 else "ieee") or conv not in inside
+            for name, value in inside.items():
+                owner, _, attribute = name.rpartition(".")
+                if attribute == "fp32_precision":  # of the CPU's products nothing is changed
+                    usual = "tf32" if tf32 else "ieee"
+                    assert value == (usual if owner in of_gpu else before[name]), name
             for name in ("cudnn.allow_tf32", "cuda.matmul.allow_tf32"):
                 # What could be read before can be read inside: nets and torch itself do.
                 assert inside[name] == tf32 or isinstance(before[name], str), (name, inside)

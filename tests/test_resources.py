@@ -98,6 +98,15 @@ def test_the_rate_is_what_is_computed_between_two_looks_at_the_clock(monkeypatch
     assert rate == (looks[1] - looks[0]) / 3.0
 
 
+@pytest.mark.parametrize(("device", "size"), [(torch.device("cpu"), 400), (GPU, 2000)])
+def test_products_are_as_large_as_the_device_needs(monkeypatch, device, size):
+    looks, asked, matrix = iter((1.0, 3.0)), [], torch.eye(2)
+    monkeypatch.setattr(resources, "clock", lambda device: next(looks))
+    monkeypatch.setattr(torch, "ones", lambda *shape, **how: asked.append((shape, how)) or matrix)
+    assert resources.matmul_rate.__wrapped__(device) == 5 * size**3
+    assert asked == [((size, size), {"dtype": torch.float64, "device": device})]
+
+
 def test_a_clock_waits_for_its_device(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)

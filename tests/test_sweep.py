@@ -724,6 +724,7 @@ def test_an_end_is_told_by_code_or_signal(tmp_path, code, how):
         (processes._READY, "", "", ""),
         (0.05, "x", "abcd", "ab"),  # of a short cell
         (0.05, "xy", "abcd", "ya"),
+        (0.0999, "x", "abcd", "ab"),
         (0.05, "x", "ab", "a"),  # as many as there are workers
         (0.1, "x", "abcd", "a"),
     ],

@@ -472,7 +472,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, count):
     ("given", "duration", "saved"),
     [({"save_seconds": 0}, 1, list(range(13))), ({"save_seconds": 3}, 1, [0, 10, 12]),
      ({"save_seconds": 11}, 1, [0, 11, 12]), ({}, 20, [0, 3, 6, 9, 12]),
-     (None, 20, [3, 6, 9, 12])], ids=str,
+     (None, 20, [3, 6, 9, 12]), (None, 59, [2, 4, 6, 8, 10, 12])], ids=str,
 )  # fmt: skip
 def test_checkpoints_cost_a_twentieth_of_the_time(tmp_path, monkeypatch, given, duration, saved):
     clock, steps, save = [0.0], [], training.checkpoint.Folder.save

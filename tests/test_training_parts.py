@@ -366,6 +366,29 @@ class _nothing:
         pass
 
 
+def test_outputs_in_bfloat16_are_widened_before_the_loss():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 10, dtype=torch.float32)
+
+        def forward(self, x):
+            return {"logits": self.layer(x), "rows": torch.arange(len(x))}
+
+    x, target = torch.randn(4, 64, dtype=torch.float32), torch.arange(4)
+
+    def loss(output, target):
+        return nn.functional.cross_entropy(output["logits"], target)
+
+    net, recipe = Several(), PLAIN.change(precision="bf16", loss=loss)
+    output = NetGroup([net], recipe, CPU).output(net, x)
+    assert (output["logits"].dtype, output["rows"].dtype) == (torch.float32, torch.int64)
+    assert torch.equal(output["logits"], output["logits"].bfloat16().float())
+    whole = NetGroup([net], PLAIN.change(precision="float32", loss=loss), CPU)
+    assert not torch.equal(whole.output(net, x)["logits"], output["logits"])
+    assert whole.gradients([(x, target, None, None)])[1].tolist() == [0.0]
+
+
 @pytest.mark.parametrize(
     ("place", "dtype", "sparse", "fused"),
     [("cuda", torch.float32, False, True), ("cuda", torch.float64, False, None),

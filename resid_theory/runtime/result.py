@@ -104,7 +104,7 @@ class Result(Storable):
             ValueError: If a field holds what cannot be saved, such as a function.
         """
         content = {"format": FORMAT, "result": encoded(self, type(self).__name__, inline)}
-        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+        return json.dumps(content, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
