@@ -1,6 +1,8 @@
-"""What doctests and tests share: names, one thread, and a plotting backend without a window."""
+"""What doctests and tests share: names, one thread, a plotting backend without a window, speed."""
 
+import gc
 import os
+import sys
 
 import pytest
 
@@ -8,6 +10,21 @@ import pytest
 os.environ["MPLBACKEND"] = "Agg"
 # Before anything imports torch: the matrices here are small, and other processes test beside this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Otherwise each process that a test starts compiles the library again, which takes seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is collected stands until the end: no search for garbage need look at it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,7 @@ def pytest_configure(config):
         raise pytest.UsageError(
             "--device cuda: torch finds no CUDA device here; leave the option out to run on the CPU"
         )
+    config.option.loadscopereorder = False  # xdist's order is by the number of tests in a file
     torch.backends.cudnn.allow_tf32 = False  # what tests compute themselves is to be float32
 
 
@@ -63,6 +64,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.stem not in fast.FILES)  # the long ones first
     if config.getoption("--fast"):
         items[:], left = fast.select(items)
         config.hook.pytest_deselected(items=left)
@@ -90,7 +92,11 @@ def float64():
     """float64 by default in each test, where closed forms agree to round-off; a fixed seed."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)  # torch's own modules draw their first weights from the global generator
+    # torch's own modules draw their first weights from the global generator. torch.manual_seed
+    # would keep a stack trace for each GPU that is not there.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
     yield
     torch.set_default_dtype(before)
 

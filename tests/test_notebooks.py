@@ -1,12 +1,18 @@
 """Notebooks are shop windows: they import, draw and assert; each runs from top to bottom."""
 
 import ast
+from importlib.util import find_spec
 from pathlib import Path
 
+import lazy_loader
 import pytest
 
-nbformat = pytest.importorskip("nbformat", reason="needs the extra 'notebooks'")
-nbclient = pytest.importorskip("nbclient", reason="needs the extra 'notebooks'")
+# Late: they take seconds, and each process of pytest-xdist collects all tests.
+nbformat, nbclient = lazy_loader.load("nbformat"), lazy_loader.load("nbclient")
+pytestmark = pytest.mark.skipif(
+    not (find_spec("nbformat") and find_spec("nbclient")), reason="needs the extra 'notebooks'"
+)
+
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -47,7 +47,9 @@ class Plugin:
         mark = item.get_closest_marker("reliability")
         if mark and (report.failed or (report.when == "call" and report.passed)):
             fault, promise = mark.args
-            row = self.rows.setdefault(fault, new_row(promise))
+            if fault not in self.rows:  # git is asked once
+                self.rows[fault] = new_row(promise)
+            row = self.rows[fault]
             counts = dict(item.user_properties)
             row["trials"] += counts.pop("trials", 1) if report.when == "call" else 0
             if report.failed:
