@@ -350,6 +350,14 @@ def test_samples_are_cast_to_float64_in_parts(rows, width, compute, generator):
     assert widest.rows == rows
 
 
+def test_arrays_by_name_stand_beside_numbers():
+    parts = [({"a": X[part].numpy(), "b": 3.0}, Y[part].numpy()) for part in PARTS]
+    for given, rows in ((parts, PARTS), (({"a": X.numpy(), "b": 3.0}, Y), [slice(None)])):
+        for batch, part in zip(Data.of(given), rows, strict=True):
+            assert torch.equal(batch.inputs["a"], X[part]) and batch.inputs["b"] == 3.0
+            assert torch.equal(batch.target, Y[part])
+
+
 def test_targets_of_a_net_of_two_dtypes_keep_theirs():
     net = nn.Sequential(nn.Linear(2, 3).float(), nn.Linear(3, 1).double())
     (batch,) = Data.of((X, Y), like=net)

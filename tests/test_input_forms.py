@@ -157,6 +157,14 @@ FORMS = {name: (Net, data) for name, data in ONE_TENSOR.items()} | {
     "encodings with attributes": (OfObject, lambda: [Encoding(named(part)) for part in PARTS]),
     "objects": (OfObject, lambda: [Pieces(*part) for part in parts(A, B, Y)]),
     "one object": (OfObject, lambda: Pieces(A, B, Y)),
+    "arrays by name": (OfTwo, lambda: {name: side.numpy() for name, side in named().items()}),
+    "pairs of arrays by name": (
+        OfTwo,
+        lambda: [
+            ({name: side.numpy() for name, side in named(part).items()}, Y[part].numpy())
+            for part in PARTS
+        ],
+    ),
     "a number": (OfNumber, lambda: (X.numpy(), 2.0)),
     "an optional argument": (OfOptional, lambda: (X, Y)),
     "batches for an optional argument": (OfOptional, lambda: parts(X, Y)),

@@ -283,6 +283,59 @@ def test_inputs_without_an_axis_of_samples_are_listed(shape, function, reason):
     assert re.search(reason, found.not_covered["w"])
 
 
+def test_three_samples_from_all_over_a_batch_are_looked_at():
+    net, seen = Used((3, 4), lambda x, w: seen.append(x[:, 0].tolist()) or F.linear(x, w)), []
+    rt.layer_cushions(net, torch.arange(7.0)[:, None].expand(7, 4))
+    assert seen == [[0, 2], [2, 4, 0], [*range(7)]]
+
+
+def by_first(x):
+    return x[:, 0, 0].argsort()
+
+
+def put_back(x):
+    z = torch.zeros_like(x)
+    z[by_first(x)] = x[by_first(x)]
+    return z
+
+
+# What a layer reads of (m, 3, 4), and its axes of one sample that it keeps; whether samples choose.
+READ = {
+    "a slice": (lambda x: x[:, 1], 1, False),
+    "tokens by a tensor": (lambda x: x[:, torch.tensor([0, 2])], [0, 2], False),
+    "tokens by select": (lambda x: x.index_select(1, torch.tensor([0, 2])), [0, 2], False),
+    "rows by a tensor": (lambda x: x[torch.arange(len(x))], [0, 1, 2], False),
+    "rows by a list": (lambda x: x[list(range(len(x)))], [0, 1, 2], False),
+    "rows put back": (put_back, [0, 1, 2], False),
+    "rows copied back": (
+        lambda x: torch.zeros_like(x).index_copy(0, by_first(x), x[by_first(x)]), [0, 1, 2], False),
+    "sorted rows": (lambda x: x[by_first(x)], [0, 1, 2], True),
+    "sorted rows by select": (lambda x: x.index_select(0, by_first(x)), [0, 1, 2], True),
+    "sorted rows of one token": (lambda x: x[by_first(x), 1], 1, True),
+    "behind sorted rows": (lambda x: 2 * x[by_first(x)], [0, 1, 2], True),
+    "sorted rows beside others": (lambda x: x[by_first(x)] + 0 * x.mean(), [0, 1, 2], True),
+    "rows by a list of numbers": (lambda x: x[by_first(x).tolist()], [0, 1, 2], True),
+    "rows by a new tensor": (lambda x: x[torch.tensor(by_first(x).tolist())], [0, 1, 2], True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_samples_run_alone_only_where_they_choose_the_rows(kind):
+    read, tokens, chosen = READ[kind]
+    calls = []
+
+    def function(x, w):
+        calls.append(len(x))
+        return F.linear(read(x), w)
+
+    net, x = Used((3, 4), function), noise(7, 3, 4)
+    found, w = rt.layer_cushions(net, x, batch=4), net.w.detach()
+    z = x[:, tokens].flatten(1)
+    exact = (x[:, tokens] @ w.T).flatten(1).norm(dim=1) / w.norm() / z.norm(dim=1)
+    torch.testing.assert_close(found.values[0], exact, rtol=1e-12, atol=0)
+    assert calls == ([2, 3, 4, 1, 1, 1, 1, 3, 1, 1, 1] if chosen else [2, 3, 4, 3])
+
+
 @pytest.mark.parametrize("tokens", [2, 3])
 def test_tokens_of_all_samples_one_after_another(tokens):
     """Rows a0 b0 c0 a1 b1 c1 of samples a, b, c; two and three of them show it."""
