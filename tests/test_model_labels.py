@@ -56,6 +56,9 @@ class Language(nn.Module):
             flat = [part.flatten(0, 1) for part in pair]
             smoothing = 0.3 if self.own == "smoothed" else 0.0
             own = F.cross_entropy(*flat, label_smoothing=smoothing)
+            if self.own == "samples":
+                rows = zip(*pair, strict=True)
+                own = torch.stack([F.cross_entropy(*row) for row in rows]).mean()
             if self.own == "balanced":  # as a term that spreads tokens over experts
                 own = own + scores.softmax(-1).mean((0, 1)).square().sum()
             if self.own == "pairs" and len(labels) < 2:
@@ -154,6 +157,15 @@ def test_a_decoder_reads_the_labels():
 def test_refusals(own, loss, data, words):
     with pytest.raises(ValueError, match=words):
         rt.curvature_operator(Language(True, own=own), loss, data(batch()))
+
+
+@pytest.mark.parametrize("most", [3, 5])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "masked"])
+def test_means_of_samples_count_by_samples(causal, most):
+    net, whole = Language(causal, own="samples"), batch()
+    whole["labels"][:, most:] = -100
+    found = rt.curvature_operator(net, "model", FORMS["list"](whole)).dense()
+    assert relative_error(found, exact(net, whole)) < HESSIAN
 
 
 def test_a_sample_without_labels_does_not_hide_that_the_first_word_is_not_predicted():
@@ -299,3 +311,9 @@ def test_labels_of_one_shape_count_by_samples(outputs, places):
             ValueError, match=r"^loss: batches have .* shapes \(3,\) and \(4,\) for"
         ):
             rt.curvature_operator(net, "model", [*parts, longer])
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    fitted = [{**part, "labels": 0 * part["labels"]} for part in parts]
+    found = rt.curvature_operator(net, "model", fitted)
+    assert found.loss == 0.0 and not found.dense().any()

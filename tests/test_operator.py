@@ -1029,6 +1029,38 @@ def test_samples_that_are_looked_at_first(measured, most, monkeypatch, generator
     assert [graph.given for _, graph in A._sums._graphs] == [[]]
 
 
+def test_two_samples_of_each_other_kind_are_checked(monkeypatch, generator):
+    net = dense_net(nn.Tanh)
+    shapes = (40,), (30,), (5, 3), (6, 3), (1, 2)
+    parts = [(torch.randn(*shape, 4, generator=generator), torch.zeros(*shape, K))
+             for shape in shapes]  # fmt: skip
+    risk, call, given = EmpiricalRisk(net, "square", parts), EmpiricalRisk.run, []
+    batches = list(risk.first_pass())
+    monkeypatch.setattr(
+        EmpiricalRisk, "run", lambda self, batch: given.append(batch.pair[0]) or call(self, batch)
+    )
+    risk.check(batches)
+    assert [x.shape for x in given] == [(2, 3, 4), (1, 2, 4)]
+    assert torch.equal(given[0], parts[2][0][:2]) and torch.equal(given[1], parts[4][0])
+
+
+class Root(nn.Module):
+    """A sum of roots, whose slope at zero is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 0.0]))
+
+    def forward(self, x):
+        return self.weight.sqrt().sum() + 0 * x.sum()
+
+
+def test_a_gradient_that_is_infinite_in_one_entry_is_refused():
+    loss = rt.Loss(lambda net, batch: net(batch), of="batch")
+    with pytest.raises(ValueError, match="^net: its loss or gradient is not finite on these data"):
+        rt.curvature_operator(Root(), loss, [torch.ones(1)])
+
+
 def test_graphs_of_a_mebibyte_are_small():
     net, x, y, _, _ = problem()
     sums = rt.curvature_operator(net, "square", (x, y))._sums

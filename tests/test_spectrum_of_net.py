@@ -96,6 +96,17 @@ def test_an_operator_brings_its_own_options(problem, keywords, method):
     assert abs(report.largest[0].value - float(exact[-1])) <= 1e-7 * float(exact[-1])
 
 
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_bounds_hold_the_precision_in_which_products_are_added(problem, precision):
+    net, data = problem
+    options = {"matrix": "gauss_newton", "accumulate": precision}
+    A = rt.curvature_operator(net, "square", data, **options)
+    report, eps = rt.spectrum(A, k=2), torch.finfo(getattr(torch, precision)).eps
+    rounding = eps * float(A.dense().norm())
+    assert report.method == "dense" and (report.pairs.bounds >= rounding).all()
+    assert (report.pairs.bounds <= 100 * rounding).all()  # LAPACK's are 26 of float64
+
+
 @pytest.mark.parametrize("method", ["dense", "matrix-free"])
 def test_a_generator_draws_the_targets_and_a_bar_is_shown_if_asked(method, problem, capsys):
     net, data = problem

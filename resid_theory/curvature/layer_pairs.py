@@ -169,7 +169,8 @@ def pairs_hessian(risk: EmpiricalRisk, chunk: int, *, report: Callable[[int], An
     risk.take_graphs(LossItself)
     hessian = torch.zeros(size, size, dtype=torch.float64, device=risk.device)
     tried = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    tried, total, expected = tried.to(risk.device), 0.0, torch.zeros_like(hessian[0])
+    tried, total = tried.to(risk.device), 0.0
+    expected = torch.zeros_like(tried)
     for batch in risk.data:
         for start in range(0, batch.size, chunk):
             part = batch.part(start, chunk)
