@@ -31,11 +31,13 @@ demo: set-up
 	@$(demo)
 
 # A failed lint does not stop the tests, so that one run shows everything; pytest speaks last.
+# Beside the lint, the library is compiled once for all processes that the tests start.
 test: set-up-for-tests
 	@status=0; \
+	$(run) -m compileall -q experiments resid_theory & \
 	if $(call has,ruff); then $(run) -m ruff check . || status=1; else $(call skipped,ruff); fi; \
 	if $(call has,mypy); then $(run) -m mypy || status=1; else $(call skipped,mypy); fi; \
-	together=; \
+	wait; together=; \
 	if $(call has,xdist); then together="$(processes)"; else $(call skipped,pytest-xdist); fi; \
 	$(run) -m pytest $(bounded) $$together || status=$$?; \
 	exit $$status
