@@ -190,7 +190,22 @@ REFUSED = [
     ("even eye", lambda m: cifar10("eye1_1_2_2", lambda t: torch.ones(1, 1, 2, 2)), "odd sides"),
     ("eye's name", lambda m: cifar10("eye9_9", lambda t: torch.eye(3)), "has shape (3, 3)"),
     ("odd depth", lambda m: {"params": oracles.dirac_params((3,) * 3)}, "groups of (3, 3, 3)"),
-    ("groups", lambda m: cifar10("group9.block0.conv", lambda t: torch.zeros(1)), "groups of"),
+    (
+        "groups",
+        lambda m: cifar10("group9.block0.conv", lambda t: torch.zeros(1)),
+        "has groups of (2, 2, 2, 0, 0, 0, 0, 0, 0, 1) layers, needs three times 2N",
+    ),
+    (
+        "no groups",
+        lambda m: {
+            "params": {
+                name: t
+                for name, t in cifar10()["params"].items()
+                if "." not in name or name.startswith(("bn", "fc"))
+            }
+        },
+        "has groups of () layers, needs three times 2N",
+    ),
     (
         "version 1",
         lambda m: cifar10("group0.block0.conv", lambda t: torch.cat([t, t], 1)),

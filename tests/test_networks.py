@@ -349,6 +349,105 @@ def test_diracnets_filter_by_filter(generator, depth, settings):
     assert relative_error(net(x), expected) < NET
 
 
+def conv(inputs, outputs, side=3, stride=1):
+    return nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
+
+
+def units(inputs, outputs, stride=1):
+    """conv1, bn1, relu1, conv2, bn2 under a shortcut."""
+    norms = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+    layers = conv(inputs, outputs, 3, stride), norms[0], nn.ReLU(), conv(outputs, outputs), norms[1]
+    return zip(("conv1", "bn1", "relu1", "conv2", "bn2"), layers, strict=True)
+
+
+def ended(features, classes):
+    return {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(),
+            "fc": nn.Linear(features, classes)}  # fmt: skip
+
+
+def residual_net(stem, widths, shortcut, classes):
+    """Blocks with two convolutions; the shortcut of one that changes channels by its names."""
+    parts, inputs = dict(stem), widths[0]
+    for number, outputs in enumerate(widths, 1):
+        block, stride = f"block{number}", outputs // inputs
+        layers = units(inputs, outputs, stride)
+        if shortcut is None:
+            parts |= {f"{block}.{name}": layer for name, layer in layers}
+            parts[f"{block}.relu2"] = nn.ReLU()
+        else:
+            parts[f"{block}.before"] = nn.Identity()
+            parts |= {f"{block}.branch.{name}": layer for name, layer in layers}
+            own = {"": nn.Identity()} if stride == 1 else shortcut(inputs, outputs)
+            parts |= {f"{block}.shortcut{name}": layer for name, layer in own.items()}
+            parts[f"{block}.after"] = nn.ReLU()
+        inputs = outputs
+    return parts | ended(inputs, classes)
+
+
+def projection(inputs, outputs):
+    return {".conv": conv(inputs, outputs, 1, 2), ".bn": nn.BatchNorm2d(outputs)}
+
+
+SMALL = {"conv0": conv(3, 16), "bn0": nn.BatchNorm2d(16), "relu0": nn.ReLU()}
+LARGE = {"conv0": conv(3, 64, 7, 2), "bn0": nn.BatchNorm2d(64), "relu0": nn.ReLU(),
+         "pool0": nn.MaxPool2d(3, 2, 1)}  # fmt: skip
+WIDE = [64] * 3 + [128] * 4 + [256] * 6 + [512] * 3
+OWN = {
+    "pad": lambda inputs, outputs: {"": IdentityShortcut(outputs, 2, "truncate")},
+    "dup": lambda inputs, outputs: {"": IdentityShortcut(outputs, 2, "repeat")},
+    "proj": projection,
+}
+
+
+def pre_activation(width, count):
+    """preresnet(10): two layers in each group, ``count`` of them in a block."""
+    parts, inputs, widths = {"conv0": conv(3, 16)}, 16, [16 * width * k for k in (1, 2, 4)]
+    for number, outputs in enumerate([w for w in widths for _ in range(2 // count)], 1):
+        block, changes = f"block{number}", inputs != outputs
+        stride = 2 if changes and number > 2 // count else 1
+        first = {"bn1": nn.BatchNorm2d(inputs), "relu1": nn.ReLU()}
+        branch = {"conv1": conv(inputs, outputs, 3, stride)}
+        if count == 2:
+            branch |= {"bn2": nn.BatchNorm2d(outputs), "relu2": nn.ReLU()}
+            branch["conv2"] = conv(outputs, outputs)
+        before = {"": nn.Identity()}
+        if changes:
+            before = {f".{name}": part for name, part in first.items()}
+        branch = branch if changes else first | branch
+        shortcut = conv(inputs, outputs, 1, stride) if changes else nn.Identity()
+        parts |= {f"{block}.before{name}": part for name, part in before.items()}
+        parts |= {f"{block}.branch.{name}": part for name, part in branch.items()}
+        parts |= {f"{block}.shortcut": shortcut, f"{block}.after": nn.Identity()}
+        inputs = outputs
+    return parts | {"bn": nn.BatchNorm2d(inputs), "relu": nn.ReLU()} | ended(inputs, 7)
+
+
+LAYERS = {
+    "plain": (lambda: rt.full_net(14, shortcut=False),
+              lambda: residual_net(SMALL, [16, 16, 32, 32, 64, 64], None, 10)),
+    **{name: (lambda name=name: rt.full_net(8, doubling=name, classes=3),
+              lambda name=name: residual_net(SMALL, [16, 32, 64], OWN[name], 3)) for name in OWN},
+    "ImageNet 18": (lambda: resnet_imagenet(18), lambda: residual_net(
+        LARGE, [64] * 2 + [128] * 2 + [256] * 2 + [512] * 2, projection, 1000)),
+    "ImageNet 34": (lambda: resnet_imagenet(34, classes=9),
+                    lambda: residual_net(LARGE, WIDE, projection, 9)),
+    **{f"pre-activation, {width} wide, {count} a block": (
+        lambda width=width, count=count: rt.preresnet(10, width=width, shortcut_depth=count,
+                                                      classes=7),
+        lambda width=width, count=count: pre_activation(width, count))
+       for width in (1, 2) for count in (1, 2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_of_a_net(name):
+    make, expected = LAYERS[name]
+    with torch.device("meta"):
+        net, layers = make(), expected()
+    found = {key: str(part) for key, part in net.named_modules() if not [*part.children()]}
+    assert [*found.items()] == [(key, str(part)) for key, part in layers.items()]
+
+
 @pytest.mark.parametrize("doubling", ["pad", "dup", "proj"])
 def test_a_full_block(generator, doubling):
     net = scatter_statistics(rt.full_net(8, doubling=doubling), generator)

@@ -146,6 +146,21 @@ def test_units_for_the_rank_of_a_projection(name):
     assert relative_error(rt.absorb(net)(x), net(x)) < 1e2 * SAME
 
 
+class Turned(Gate):
+    def forward(self, x):
+        return self.up(x) * (F.silu(self.gate(x)) + 1)
+
+
+def test_a_gate_may_stand_behind_what_it_lets_pass():
+    torch.manual_seed(0)
+    net, x = Residual(Turned(nn.Linear(3, 4), nn.Linear(3, 4)), nn.Linear(4, 3)), torch.randn(5, 3)
+    assert rt.shortcuts(net).how == ("3 units with a constant gate carry the shortcut",)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+    free = Residual(Turned(*(nn.Linear(3, 4, bias=False) for _ in "ab")), nn.Linear(4, 3))
+    assert rt.shortcuts(free).extra == (3,)  # silu(0) + 1 is constant, too
+    assert relative_error(rt.absorb(free)(x), free(x)) < SAME
+
+
 @pytest.mark.parametrize(("side", "answer"), [(1, "wider"), (3, "open")])
 def test_gates_of_convolutions(side, answer):
     torch.manual_seed(0)
@@ -521,7 +536,7 @@ class Written(nn.Module):
 @pytest.mark.parametrize(
     "write",
     [lambda net, h: net.alias(h).relu_(), lambda _, h: h[:, :2].mul_(3), lambda _, h: h.view(-1)
-     .relu_(), lambda _, h: F.relu(h.detach(), inplace=True)],
+     .relu_(), lambda _, h: F.relu(h.detach(), inplace=True), lambda _, h: h.mT.relu_()],
 )  # fmt: skip
 def test_a_write_into_a_view_is_refused(write):
     torch.manual_seed(0)
@@ -675,6 +690,67 @@ def test_the_gap_of_layers_twice_as_large_is_one(name):
     assert replace(verdict, layers=[*others, twice]).gap() == pytest.approx(1, abs=SAME)
 
 
+def test_the_gap_of_a_sum_that_is_zero_is_absolute():
+    layers = [C(3, 3, 3, padding=1).double() for _ in range(2)]
+    for layer in layers:
+        layer.weight.data.zero_(), layer.bias.data.zero_()
+    graphs, _ = parts_of(Parallel(*layers))
+    verdict = block_verdicts.judged(next(paths_in(graphs[""])))
+    assert verdict.gap() == 0
+    (layer,) = verdict.layers
+    assert replace(verdict, layers=[replace(layer, bias=layer.bias - 3)]).gap() == 3
+
+
+class ThreeSums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.relu(x + layer(x))
+        return x
+
+
+def test_several_sums_of_one_module_are_numbered():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(ThreeSums()), torch.randn(5, 3)
+    names, new = ("0", "0 (2)", "0 (3)"), rt.absorb(net)
+    found = rt.shortcuts(net)
+    assert found.modules == names == (*rt.conversion(new).converted,)
+    assert found.around == ("0.layers.0", "0.layers.1", "0.layers.2")
+    assert relative_error(new(x), net(x)) < SAME
+    kept = nn.Sequential(ThreeSums(), nn.Tanh())
+    kept[0].layers = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(3))
+    with pytest.warns(NothingConverted):
+        assert (*rt.conversion(rt.absorb(kept)).left,) == names
+
+
+ENTERS = {
+    "projection": (Parallel(C(3, 3, 1), TWO[0]), ("parallel",), (2,)),
+    "pool": (Parallel(POOL, TWO[0]), ("parallel",), (1,)),
+    "scaled": (Parallel(Apply(lambda t: 3 * t), C(3, 3, 1)), ("scaled",), (1,)),
+    "norm": (Parallel(nn.BatchNorm2d(3), C(3, 3, 1)), ("normalized",), (1,)),
+    "its function": (Parallel(Apply(lambda t: F.batch_norm(t, EACH[:3], EACH[:3])), C(3, 3, 1)),
+                     ("normalized",), (1,)),
+    "reshaped": (Parallel(Apply(lambda t: t.flatten(2)), nn.Sequential(C(3, 3, 1), Apply(
+        lambda t: t.flatten(2)))), ("identity",), (1,)),
+    "projected": (Residual(*STRIDED, projection=C(3, 3, 1, 2)), ("projection",), (2,)),
+    "pooled": (Residual(*STRIDED, projection=nn.AvgPool2d(2)), ("subsampled",), (2,)),
+    "pooled and projected": (Residual(*STRIDED, projection=nn.Sequential(nn.AvgPool2d(2), C(3, 3, 1)
+                                                                         )), ("projection",), (2,)),
+    "no layers": (Parallel(nn.Identity(), nn.ReLU()), (), ()),
+    "two streams": (Parallel(C(3, 3, 1), nn.Sequential(C(3, 3, 1), RELU)), ("projection",), (1,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENTERS)
+def test_how_a_shortcut_enters(name):
+    net, enters, layers = ENTERS[name]
+    found = rt.shortcuts(net.double())
+    assert (found.enters, found.layers) == (enters, layers)
+
+
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_channels_beside_convolutions(name):
     net, extra, words = CONVOLUTIONS[name]
@@ -684,6 +760,10 @@ def test_channels_beside_convolutions(name):
     if extra is None:
         assert found.answers == ("open",)
         return
+    if "units" not in words:
+        signs, count = "both signs" if extra == 6 else ">= 0", len(found.around[0].split(", ")) - 1
+        ends = f"{signs}, through {count} function{'s' if count == 2 else ''}"
+        assert found.how == (f"{extra} channels carry the stream, {ends}",)
     layers = [(key, old) for key, old in net.named_modules() if hasattr(old, "groups")]
     x = torch.randn(2, 3, *(8, 7)[: len(layers[0][1].stride)])
     torch.set_default_dtype(SINGLE)
@@ -735,12 +815,19 @@ def test_the_name_of_an_argument_says_nothing_of_its_sign():
     assert rt.shortcuts(Pooled()).extra == (6,)
 
 
+FOUR = torch.vander(EACH)[:, :3]
 FREE = nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False)
 SLOPES = {
     "two squares": ([FREE[0], SQUARED, Apply(torch.square), FREE[1]], "branch.1 (pow) has slope 0"),
     "two bounds": ([FREE[0], nn.Sigmoid(), nn.Tanh(), FREE[1]], "behind branch.1 (Sigmoid) a"),
     "offset behind it": ([FREE[0], SQUARED, nn.Linear(4, 3)], "no φ(t) - φ(-t)"),
     "offset before it": ([nn.Linear(3, 4), SQUARED, FREE[1]], "12 hidden units carry"),
+    "functions": ([Apply(lambda t: F.linear(t, FOUR)), SQUARED, FREE[1]],
+                  "branch.1 (pow) has slope 0"),
+    "offset of a function": ([Apply(lambda t: F.linear(t, FOUR, EACH)), SQUARED, FREE[1]],
+                             "12 hidden units carry"),
+    "offset by name": ([Apply(lambda t: F.linear(t, FOUR, bias=EACH)), SQUARED, FREE[1]],
+                       "12 hidden units carry"),
     "offset of a norm": ([FREE[0], nn.BatchNorm1d(4), Apply(torch.square), FREE[1]], "no φ(t)"),
     "offset by a sum": ([FREE[0], Apply(lambda t: (t + 1) ** 2), FREE[1]], "no φ(t) - φ(-t)"),
     "offset in a square": ([nn.Linear(3, 4), Apply(torch.square), FREE[1]], "no φ(t) - φ(-t)"),

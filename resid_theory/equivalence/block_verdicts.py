@@ -1,5 +1,6 @@
 """Verdicts on shortcuts: whether one can enter the weights, at what width, or what forbids it."""
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from resid_theory.equivalence.affine_layer import AffineLayer, sum_of_layers
+from resid_theory.equivalence.affine_layer import AffineLayer, Window, sum_of_layers
 from resid_theory.equivalence.net_graph import RESHAPED, NetGraph, NotOneLayer
 from resid_theory.equivalence.one_layer import layer_between
 from resid_theory.equivalence.shortcut_paths import Piece, ShortcutPath, unit_of
@@ -46,14 +47,11 @@ class Verdict:
         graph, path = self.path.graph, self.path
         first = self.layers[0]
         # A position in the middle, whose windows end inside, and borders.
-        sides = [1] * len(first.stride)
-        for layer in reversed(self.layers):
-            steps = zip(sides, layer.stride, layer.weight.shape[2:], layer.dilation, strict=True)
-            sides = [side * s + (k - 1) * d for side, s, k, d in steps]
-        whole = map(math.prod, zip(*(layer.stride for layer in self.layers), strict=True))
+        window = functools.reduce(Window.then, (layer.window for layer in self.layers))
+        sides = [high - low + 1 for low, high in zip(window.low, window.high, strict=True)]
         source = torch.Generator().manual_seed(0)
         terms = path.terms if self.term is None else (*path.terms, self.term)
-        for more in itertools.product(*map(range, whole)):
+        for more in itertools.product(*map(range, window.stride)):
             shape = [side + rest for side, rest in zip(sides, more, strict=True)]
             x = torch.randn(3, first.inputs, *shape, generator=source, dtype=torch.float64)
             x = (x.abs() if self.positive else x).to(first.weight.device)

@@ -114,8 +114,7 @@ class _Piece:
             mean = self.graph.run(fixed[0])
         else:
             mean = self.graph.layer(node).get_buffer("running_mean").double()
-        weight = mean.new_zeros(1, len(mean), *[1] * axes)
-        return AffineLayer(weight=weight, bias=weight.flatten(), stride=(1,) * axes)
+        return AffineLayer(weight=mean[None], bias=mean, stride=(1,) * axes)
 
     def layer(self, node: fx.Node) -> AffineLayer:
         """The layer from the first node to this one."""
