@@ -499,6 +499,18 @@ def test_inputs_change_with_the_batch_beyond_float32s_roundings(dtype, step, sig
         rt.layer_cushions(nn.Sequential(Grown(1.1 * step), layer), x)
 
 
+def test_tokens_that_change_with_the_batch_belong_to_no_sample():
+    """By one and a half times what is let through."""
+    x = 1 + noise(5, 3, 4).abs()
+    net = nn.Sequential(Grown(3e-6), nn.Flatten(0, 1), nn.Linear(4, 2), nn.Unflatten(0, (-1, 3)))
+    with pytest.raises(ValueError) as caught:
+        rt.layer_cushions(net, x)
+    assert str(caught.value) == (
+        "net: Sequential has no linear layer to measure; 2: cannot tell which sample each row of "
+        "its input belongs to, and depend on the other samples"
+    )
+
+
 def test_columns_of_interlayer_cushions_are_shown_with_their_errors():
     """By hand: 1 to 6 have the errors √(3.5 / 6) and √91 / 60, 1, 2, 3 and 5 √(35 / 12) / 2."""
     values = torch.tensor([[4.0, 3, 1, 5, 2, 6], [torch.nan, 1, 3, 2, torch.nan, 5]])

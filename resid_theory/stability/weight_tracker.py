@@ -208,17 +208,17 @@ def has_no_values(tensor: Tensor) -> bool:
 def _part(whole: Tensor, part: Tensor) -> str:
     """Indices of a view in the tensor that it is a view of, as in ``[0, 2:4]``; "" for all."""
     size = math.prod(n for n, step in zip(part.shape, part.stride(), strict=True) if step)
-    if size == whole.numel():
+    axes = [axis for axis, step in enumerate(whole.stride()) if step]  # the others are expanded
+    if size == math.prod(whole.shape[axis] for axis in axes):
         return ""
     first = part.storage_offset() - whole.storage_offset()
     last = first + sum((n - 1) * s for n, s in zip(part.shape, part.stride(), strict=True))
-    spans: dict[int, tuple[int, int]] = {}
-    for axis in sorted(range(whole.dim()), key=whole.stride, reverse=True):
-        step = max(whole.stride(axis), 1)
-        spans[axis] = first // step, last // step
+    sides = [(0, n - 1) for n in whole.shape]
+    for axis in sorted(axes, key=whole.stride, reverse=True):
+        step = whole.stride(axis)
+        sides[axis] = first // step, last // step
         first, last = first % step, last % step
-    sides = [spans[axis] for axis in range(whole.dim())]
-    if math.prod(last - first + 1 for first, last in sides) != size:
+    if math.prod(sides[axis][1] - sides[axis][0] + 1 for axis in axes) != size:
         return f"[{part.storage_offset() - whole.storage_offset()}::]"
     names = [
         str(a) if a == b else ":" if b - a + 1 == n else f"{a}:{b + 1}"
