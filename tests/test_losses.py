@@ -433,6 +433,17 @@ def test_a_loss_that_takes_single_precision_only(generator):
     assert relative_error(each / each[0] * FACTORS[labels[0]], FACTORS[labels]) <= 1e-5
 
 
+def test_weights_of_single_precision_are_measured_in_double(generator):
+    target = torch.rand(8, CLASSES + 1, generator=generator).float()
+    output, exact = torch.randn(8, CLASSES, generator=generator).float(), target[:, -1].double()
+    weighting = weighting_of(Loss(normalized), output, target)
+    each = weighting.of_samples(output, target, 8)
+    assert relative_error(each / each[0] * exact[0], exact) <= 1e-12
+    parts = [weighting.of_part(output[rows], target[rows], 4) for rows in (slice(4), slice(4, 8))]
+    sums = exact.view(2, 4).sum(1) * each[0] / exact[0]
+    assert relative_error(torch.tensor(parts), sums) <= 1e-12
+
+
 @pytest.mark.parametrize("case", WEIGHING)
 def test_weighted_parts_make_the_whole(case, generator):
     given, target, _ = weighing(generator)[case]
@@ -648,6 +659,8 @@ LABELS_OF_SIX = torch.tensor([0, 2, -100, 1, 0, 2])
 APPENDED = {
     "mean": (lambda o, t: (o - t).square().mean(), VALUES_OF_SIX, 5.0, 1.0, None),
     "classes": (of_class, LABELS_OF_SIX, float(FACTORS[[0, 2, 1, 0]].sum()), 3.0, None),
+    "slopes below zero": (lambda o, t: F.nll_loss(o, t, FACTORS), LABELS_OF_SIX,
+                          float(FACTORS[[0, 2, 1, 0]].sum()), 3.0, None),
     "none": (of_class, LABELS_OF_SIX.where(torch.arange(6) == 5, -100), 0.0, 3.0, None),
     "sum": (lambda o, t: (o - t).square().sum(), VALUES_OF_SIX, None, None, 0.0),
     "sum and a number": (offset, VALUES_OF_SIX, None, None, 0.7),
@@ -686,8 +699,10 @@ def test_a_part_that_counts_nothing_fits_a_mean_and_a_sum(generator):
     assert found.value == found.own and found.is_mean and found.is_sum
 
 
-def test_ratios_are_those_of_samples_as_parts_of_their_own(generator):
-    output, part, one = pieces(of_class, LABELS_OF_SIX.clamp(0), generator)
+@pytest.mark.parametrize("loss", [of_class, lambda o, t: F.nll_loss(o, t, FACTORS)],
+                         ids=["logits", "slopes below zero"])  # fmt: skip
+def test_ratios_are_those_of_samples_as_parts_of_their_own(loss, generator):
+    output, part, one = pieces(loss, LABELS_OF_SIX.clamp(0), generator)
     each = [part.some(torch.tensor([row])).append(one).ratio for row in range(5)]
     torch.testing.assert_close(part.ratios(one), torch.tensor(each), rtol=1e-12, atol=0)
     assert_same(part.outputs, [output[:5]])

@@ -140,7 +140,7 @@ class Part:
     def order(self) -> Tensor:
         """The samples sorted by the first number of their targets."""
         leaf = (self.targets or self.outputs)[0]
-        return leaf.reshape(len(leaf), -1)[:, 0].argsort(stable=True).cpu()
+        return leaf.reshape(len(leaf), -1)[:, 0].argsort().cpu()
 
     def sample(self, number: int) -> Sample | None:
         """A sample with the output that has the largest gradient; None if none has a finite one."""
