@@ -116,6 +116,25 @@ def test_a_sum_has_the_errors_of_its_terms_and_of_what_cancelled(generator):
     assert cancelled == pytest.approx([rounding, spread, spread], abs=4 * EPS * 6)
 
 
+def test_exact_terms_leave_the_rounding_of_what_they_cancel(generator):
+    matrices = torch.randn(2, 20, 20, generator=generator, dtype=torch.float64)
+    for dtype, eps in ((torch.float64, EPS), (torch.float32, 2.0**-23)):
+        last = matrices[1].to(dtype)
+        made = 2 * rt.eigen.as_operator(matrices[0]) - 3 * rt.eigen.as_operator(last)
+        v = torch.randn(20, 1, generator=generator, dtype=torch.float64)
+        made @ v
+        lengths = [float((m.double() @ v).norm() / v.norm()) for m in (matrices[0], last)]
+        rounding = 16 * (2 * EPS * lengths[0] + 3 * eps * lengths[1])
+        assert made.error.spectral == pytest.approx(rounding, rel=1e-6)
+        assert made.error.trace == made.error.frobenius == made.error.spectral * 20**0.5
+
+
+def test_products_with_the_identity_are_no_views():
+    unit, v = rt.eigen.Identity(3), torch.ones(3, 2, dtype=torch.float64)
+    (unit @ v).zero_()
+    assert v.all() and (unit @ v.float()).dtype == torch.float64 and unit.T is unit
+
+
 def test_vectors_by_parameter(problem):
     H, _, hessian, _, _ = problem
     pairs = rt.eigenpairs(H, 3, tolerance=1e-10)
@@ -431,6 +450,7 @@ def renamed(H):
         (lambda H: H * float("nan"), "c: got nan"),
         (lambda H: H / 0, "c: got 0"),
         (lambda H: H - torch.eye(3), r"B: got shape \(3, 3\)"),
+        (lambda H: H + torch.eye(26, device="meta"), r"B: got shape \(26, 26\) on meta, needs"),
         (lambda H: H - H.block("0.*"), r"B: got shape \(16, 16\)"),
         (lambda H: H.block("0.*", "2.*").shift(1), "A: got shape"),
         (lambda H: H.block("0.*", "2.*").diagonal(), "A: got shape"),

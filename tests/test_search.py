@@ -224,3 +224,15 @@ def test_a_single_column_is_divided_by_its_length():
     column = torch.tensor([[3.0], [0.0], [-4.0]])
     basis, length = orthonormal(column, 4.9)
     assert torch.equal(basis, column / 5) and length.tolist() == [[5.0]]
+
+
+@pytest.mark.parametrize("power", [300, -300, 90])
+def test_a_unit_is_chosen_by_the_first_product_that_is_not_zero(power):
+    matrix = torch.diag(torch.tensor([-(2.0**power), 0.0, 2.0 ** (power - 250)]))
+    with RecordedOperator(matrix) as products:
+        assert not (products @ torch.eye(3)[:, 1:2]).any() and products.unit == 1.0
+        found = products @ torch.ones(3, 1)
+        unit = 1.0 if power == 90 else 2.0**power
+        assert products.unit == unit and found[0, 0] == -(2.0**power) / unit
+        assert torch.equal(products @ torch.eye(3)[:, 2:], matrix[:, 2:] / unit)
+        assert products.unit == unit and products.count == 3

@@ -161,7 +161,7 @@ class Identity(LinearOperator):
         return self
 
     def _product(self, vectors: Tensor) -> Tensor:
-        return vectors.double()
+        return vectors.clone()
 
 
 class WrappedOperator(LinearOperator):
