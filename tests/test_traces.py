@@ -92,3 +92,16 @@ def test_how_few_vectors_carry_most_is_a_mean_of_squared_cosines(generator):
     assert traces._concentration(torch.outer(vectors[0], vectors[0])) == pytest.approx(1.0)
     assert traces._concentration(torch.zeros(3, 3)) == traces._concentration(torch.ones(1, 1)) == 1
     assert math.isclose(traces._concentration(torch.eye(3)), 0.0)
+
+
+@pytest.mark.parametrize(("power", "limit"), [(1, 0.7 / 20), (2, (1.4 / 20) ** 2)])
+@pytest.mark.parametrize("wide", [0.97, 1.03])
+def test_a_space_pays_where_its_share_of_the_rest_exceeds_seven_tenths(
+    power, limit, wide, monkeypatch
+):
+    """After four of 24 products; of squared cosines for the trace, of their roots for the norm."""
+    begun = []
+    monkeypatch.setattr(traces, "_concentration", lambda gram: wide * limit)
+    monkeypatch.setattr(traces, "_extend", lambda drawn, *rest: begun.append((drawn.count, *rest)))
+    (rt.trace, rt.frobenius_norm)[power - 1](torch.diag(LEVELS), budget=24)
+    assert begun[:1] == ([(4, 24, power)] if wide > 1 else [])
