@@ -189,7 +189,7 @@ class NetGraph:
             return "other"
         if word in SAME:
             return "other" if in_training and "ropout" in word else "same"
-        if word in ("mul", "div", "truediv") and node.args[:2] == (parts[0], parts[0]):
+        if word in ("mul", "div", "truediv") and node.args[:2] == (*parts, *parts):
             return "elementwise"
         if word in _AFFINE:
             if in_training and word.startswith(("Batch", "batch")):
