@@ -107,14 +107,14 @@ class Convolutions(TorchDispatchMode):
         if func is torch.ops.aten.convolution.default:
             self.found.append("forward")
         if func is torch.ops.aten.convolution_backward.default:
-            self.found.append(tuple(args[-1][:2]))
+            self.found.append(tuple(args[-1]))
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("frozen", "expected"), [
-    ((), ["forward"] * 3 + [(True, True)] * 2 + [(False, True)]),
-    ((0,), ["forward"] + [(False, True)]),
-    ((2,), ["forward"] * 2 + [(True, False)] + [(False, True)]),
+    ((), ["forward"] * 3 + [(True, True, False)] * 2 + [(False, True, False)]),
+    ((0,), ["forward"] + [(False, True, False)]),
+    ((2,), ["forward"] * 2 + [(True, False, False)] + [(False, True, False)]),
 ], ids=["none", "first", "last"])  # fmt: skip
 def test_a_product_takes_no_convolution_that_nothing_reads(frozen, expected):
     """Two for each gradient of the first pass, one where the other factor is constant."""
