@@ -97,7 +97,7 @@ class AtZero:
         """s''(0); at a kink 0, the curvature of that line; nan where the two sides differ."""
         if self.has_kink:
             return 0.0
-        scale = max(abs(self.second_left), abs(self.second_right), 1.0)
+        scale = max(abs(self.second_left), 1.0)
         if abs(self.second_left - self.second_right) > 1e-9 * scale:
             return float("nan")
         return 0.5 * (self.second_left + self.second_right)

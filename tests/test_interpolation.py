@@ -244,9 +244,10 @@ def test_norms_are_roots_of_steps_over_gaps(generator):
     assert table["from_target"].shape == (3,) and table["from_target"].max() == found.error
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["rounded", "exact"])
 @pytest.mark.parametrize("allocation", ["greedy", "uniform"])
-def test_columns_that_change_their_length_alone_are_moved(generator, allocation):
-    x = sphere(generator, 3, 4)
+def test_columns_that_change_their_length_alone_are_moved(generator, allocation, exact):
+    x = torch.eye(4, dtype=torch.float64)[:3] if exact else sphere(generator, 3, 4)
     found = rt.theory.interpolate(x, (1 + 5e-7) * x, units=5, allocation=allocation)
     assert len(found.schedule.moving) == 3 and found.error <= ROUNDED
 

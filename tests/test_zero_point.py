@@ -343,9 +343,9 @@ def test_methods_of_nets_of_one_layer(blocks, exact, method):
     one = torch.ones(1, 1)
     data = rt.Moments(sxx=one, syx=0.5 * one, syy=one, count=9)
     point = zero_point(data, blocks=blocks, shortcut_depth=1, exact=exact)
-    assert point.method.startswith(method) and point.size == blocks
     streams = zero_point(data, layout=Layout.scaled(3001, skip=0.999, branch=1))
-    assert streams.method == "inertia counts"
+    found, size, counted = point.method, point.size, streams.method  # a point is slow to print
+    assert (found[: len(method)], size, counted) == (method, blocks, "inertia counts")
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
