@@ -371,6 +371,8 @@ def test_inputs_by_name_need_no_net():
 
 
 def test_several_inputs_stand_before_targets_and_indices():
+    (batch,) = Data.of(((X, Y, X, Y), (Y, X, Y, X)))
+    assert [len(side) for side in batch.pair] == [4, 4]
     (batch,) = Data.of(((X, Y), Y, torch.arange(5)))
     assert [torch.equal(*pair) for pair in zip(batch.inputs, (X, Y), strict=True)] == [True] * 2
     assert torch.equal(batch.target, Y) and batch.sample_weight is None

@@ -165,6 +165,10 @@ FORMS = {name: (Net, data) for name, data in ONE_TENSOR.items()} | {
             for part in PARTS
         ],
     ),
+    "x and more by name": (
+        OfNumber,
+        lambda: {"x": X, "factor": torch.full((11, 1), 2.0, dtype=X.dtype)},
+    ),
     "a number": (OfNumber, lambda: (X.numpy(), 2.0)),
     "an optional argument": (OfOptional, lambda: (X, Y)),
     "batches for an optional argument": (OfOptional, lambda: parts(X, Y)),

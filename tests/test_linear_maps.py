@@ -638,6 +638,13 @@ def test_noise_goes_into_convolutions_by_function():
     torch.testing.assert_close(found.measured, found.at_output, rtol=1e-10, atol=0)
 
 
+def test_a_weight_named_as_that_of_attention_is_one_map():
+    net = nn.Module()
+    net.in_proj_weight, x = nn.Parameter(noise(3, 4)), noise(5, 4, seed=1)
+    net.forward = lambda x: F.linear(x, net.in_proj_weight)
+    assert rt.layer_cushions(net, x).layers == ("in_proj_weight",)
+
+
 def test_a_shared_layer_is_wanted_by_any_of_its_names():
     layer, x = nn.Linear(4, 4), noise(5, 4)
     net = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(4, 2))

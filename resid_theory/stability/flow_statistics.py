@@ -32,7 +32,7 @@ class Sums:
     @classmethod
     def zero(cls, activation: Tensor, channels: Tensor) -> "Sums":
         """Sums of zero for a layer's activation, (batch, C, *spatial)."""
-        flat = activation.detach().flatten(2)
+        flat = activation.flatten(2)
         return cls(
             channels=channels,
             own=flat.new_zeros(len(channels), len(flat), flat.shape[2]),
