@@ -466,6 +466,10 @@ def test_an_interval_of_a_share_holds_what_errors_may_move(place):
 def test_a_place_on_a_node_is_no_second_node():
     nodes, weights = radau_rule(torch.tensor([2.0]), torch.tensor([0.5]), 2.0)
     assert (nodes.tolist(), weights.tolist()) == ([2.0], [1.0])
+    apart = torch.tensor([1.0, 4.0]), torch.tensor([0.0, 0.5])
+    for place in (1.0, 4.0):  # of several it is one
+        nodes, weights = radau_rule(*apart, place)
+        assert (nodes.tolist(), weights.tolist()) == ([1.0, 4.0], [1.0, 0.0])
 
 
 # -- the search for an edge, with chances that are told --------------------------------------------
