@@ -58,7 +58,7 @@ def _extended(
     def call(**values: Any) -> None:
         verb(**values)
 
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*declared, *further)]
+    parameters = [*declared, *further]
     # Not wraps' copy: typer would follow it to the verb's own signature.
     del call.__wrapped__
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
