@@ -25,7 +25,7 @@ def test_an_interval_of_a_quantile_holds_what_errors_may_move(share, magnitude):
     drawn = torch.Generator().manual_seed(0)
     nodes = torch.randn(3, 60, generator=drawn).sort(1).values
     masses = torch.rand(3, 60, generator=drawn)
-    masses, links = masses / masses.sum(1, keepdim=True), torch.full((3, 60), 0.1)
+    masses, links = masses / masses.sum(1, keepdim=True), torch.full((3, 60), 2.0)
     found = replace(blurred(), nodes=nodes, weights=masses, diagonals=nodes, links=links)
     places = np.array([*nodes.flatten().tolist(), *KNOWN])
     places = abs(places) if magnitude else places
