@@ -81,6 +81,7 @@ def test_an_error_that_is_seen_widens_the_one_that_is_told():
     error = MatrixError(spectral=1.0, frobenius=5.0, trace=2.0)
     assert error.at_least(3.0) == MatrixError(spectral=3.0, frobenius=5.0, trace=3.0)
     assert error.at_least(0.5) == error
+    assert error.at_least(7.0) == MatrixError(spectral=7.0, frobenius=7.0, trace=7.0)
     assert error.scaled(2.0) == MatrixError(spectral=2.0, frobenius=10.0, trace=4.0)
 
 
