@@ -251,6 +251,7 @@ def test_a_table_has_settings_numbers_seconds_and_arrays(tmp_path):
     assert plain.to_dict("index") == {cell.key: row} and list(plain) == list(row)
     assert full.pop("values").iloc[0].tolist() == [0.0, 1.0, 2.0]
     assert full.to_dict("index") == {cell.key: row}
+    assert {cell} == {Cell.of({"task": "measured", "seed": 5, "share": 1.0})}
     about = results.read(cell)[1]
     assert {name: about[name] for name in ("kind", "schema", "key", "config", "torch")} == {
         "kind": "cell", "schema": 1, "key": cell.key, "torch": torch.__version__,

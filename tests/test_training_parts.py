@@ -195,6 +195,15 @@ def test_gradients_are_on_in_a_training():
     assert difference(net, straight) == 0
 
 
+def test_draws_of_several_nets_are_those_of_the_first_seed():
+    seen, nets = set(), [conv_net(0), conv_net(1)]
+    nets[1].register_forward_pre_hook(
+        lambda module, given: module.training and seen.add(torch.initial_seed()) or None
+    )
+    fit(nets, recipe=RECIPE.change(epochs=1), seed=[3, 4])
+    assert seen == {3}
+
+
 # -- chunks ----------------------------------------------------------------------------------------
 
 

@@ -64,7 +64,7 @@ def available_bytes(device: torch.device | None = None) -> int:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
             most = file.read().strip()
         with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
-            free.append(int(most) - int(file.read()) if most != "max" else free[0])
+            free.append(int(most) - int(file.read()))  # a ValueError without a limit, "max"
     except (OSError, KeyError, ValueError):
         pass  # not Linux, or no such limit: the smallest of what is known decides
     return max(0, min(free))
