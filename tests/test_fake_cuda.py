@@ -68,11 +68,14 @@ def test_where_tensors_are():
     ids=["cpu", "pretended", "only_device"],
 )  # fmt: skip
 def test_tests_that_choose_a_device_are_selected(request, options, names):
+    path = Path("test_some.py")
     items = [
-        SimpleNamespace(name="a", fixturenames=["device"], keywords=(), add_marker=Mock()),
-        SimpleNamespace(name="b", keywords=(), add_marker=Mock()),  # a doctest
-        SimpleNamespace(name="c", fixturenames=["cuda"], keywords=(), add_marker=Mock()),
-        SimpleNamespace(name="d", fixturenames=[], keywords=("gpu",), add_marker=Mock()),
+        SimpleNamespace(
+            path=path, name="a", fixturenames=["device"], keywords=(), add_marker=Mock()
+        ),
+        SimpleNamespace(path=path, name="b", keywords=(), add_marker=Mock()),  # a doctest
+        SimpleNamespace(path=path, name="c", fixturenames=["cuda"], keywords=(), add_marker=Mock()),
+        SimpleNamespace(path=path, name="d", fixturenames=[], keywords=("gpu",), add_marker=Mock()),
     ]
     skipped = items[3].add_marker
     conftest = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))

@@ -35,7 +35,7 @@ def run(pages, folder):
     script = "".join(f"import {module}\nprint({PAGE!r})\n" for module in modules)
     (folder / "pages.py").write_text(script, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "pages.py"],
+        [sys.executable, "-B", "pages.py"],  # pages of one second and length share their bytecode
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "PYTHONUTF8": "1"},
         capture_output=True,
