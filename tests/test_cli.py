@@ -80,6 +80,9 @@ def test_demo_prints_where_its_files_are(capsys, tmp_path, monkeypatch, digits):
     seconds = time.perf_counter() - started
     assert code == 0
     panels = figures[0].axes[:6]
+    assert [panel.get_subplotspec().get_geometry() for panel in panels] == [
+        (2, 3, place, place) for place in range(6)
+    ]
     nets = "2-shortcut, near zero", "orthogonal, plain"
     for panel, quantity in ((panels[0], "10th percentile"), (panels[3], "λ| (loss / weight²)")):
         assert labels(panel) == [*nets, "Xavier, plain"] and quantity in panel.get_ylabel()
@@ -92,6 +95,15 @@ def test_demo_prints_where_its_files_are(capsys, tmp_path, monkeypatch, digits):
         assert matrix.images[0].get_extent() == [0, 400, 400, 0]
         assert sorted(line.get_ydata()[0] for line in matrix.lines[::2]) == [0, 200, 400]
     said = json.loads((tmp_path / "demo.json").read_text())["nets"]
+    for panel, key in ((panels[0], "condition_number_10"), (panels[3], "max_magnitude")):
+        expected = [
+            [float(one[kind][key]) for one in said[net]]
+            for net in (*nets, "Xavier, plain")
+            for kind in ("measured", "predicted")
+            if said[net][0][kind]
+        ]
+        assert [line.get_ydata().tolist() for line in panel.lines] == expected
+        assert all(line.get_xdata().tolist() == [2, 4] for line in panel.lines)
     starts = {"2-shortcut, at zero": "zero", nets[0]: "near_zero", nets[1]: "orthogonal",
               "Xavier, plain": "xavier"}  # fmt: skip
     assert list(said) == list(starts)

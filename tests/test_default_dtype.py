@@ -6,7 +6,7 @@ from oracles import noise
 from torch import nn
 
 import resid_theory as rt
-from resid_theory import stability
+from resid_theory import stability, theory
 from resid_theory.data.image_folders import _channel_statistics
 from resid_theory.nested import tensors_of
 from resid_theory.stability.norms import row_norms
@@ -53,6 +53,40 @@ def fitted():
     return x, whitening, whitening.apply(X.flatten(1)[:2].float())
 
 
+def drawn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def at_zero(**options):
+    """All that a prediction gives on request."""
+    inner = (X.flatten(1)[:, :3], X.flatten(2)[:, 1, :3])
+    point = theory.zero_point(inner, blocks=2, **options)
+    n = point.shortcut_depth
+    shapes = [(point.hidden if k < n - 1 else 3, point.hidden if k else 3) for k in range(n)] * 2
+    weights = [drawn(*shape, seed=k) for k, shape in enumerate(shapes)]
+    given = [point.hessian(), point.gradient, point.leading_jet(weights), point.spectrum]
+    if n > 1:
+        given += theory.escape_start(point, 0.1)
+    return [*given, point.matrix_a] if n < 3 else given
+
+
+LINEAR = (X.flatten(1)[:, :4], X.flatten(1)[:, 4:7])
+
+
+def units():
+    """Two units of other than square matrices, the second with a shortcut."""
+    narrow = drawn(2, 3, seed=2), drawn(3, 2, seed=3)
+    return [theory.Unit((drawn(5, 4), drawn(3, 5, seed=1))), theory.Unit(narrow, drawn(3, 3))]
+
+
+def flows(*, persistent):
+    flow = theory.TrivialFlow(
+        channels=4, layers=3, deviation=0.3, open_share=0.7, persistent=persistent
+    )
+    return [flow.simulate(draws=3), flow.approximation(), flow.refined()]
+
+
 NETS = {"chain": chain, "routed": Routed, "residual": residual}
 OF_NETS = {
     "layer cushions": ("chain", lambda net: rt.layer_cushions(net, X, batch=3)),
@@ -96,6 +130,25 @@ OF_NUMBERS = {
 }  # fmt: skip
 
 
+OF_THEORY = {
+    "at zero, n = 1": lambda: at_zero(shortcut_depth=1),
+    "at zero, n = 2": lambda: at_zero(shortcut_depth=2, hidden=4),
+    "at zero, n = 3": lambda: at_zero(shortcut_depth=3, hidden=2),
+    "linear loss": lambda: theory.linear_loss(units(), LINEAR),
+    "linear gradient": lambda: theory.linear_gradient(units(), LINEAR),
+    "linear Hessian": lambda: theory.linear_hessian(units(), LINEAR),
+    "linear product": lambda: theory.linear_hvp(units(), LINEAR, drawn(2, 47)),
+    "independent masks": lambda: flows(persistent=False),
+    "one mask": lambda: flows(persistent=True),
+    "exceedance": lambda: [theory.exceedance([0.1, 3]), theory.exceedance_integral([0.1, 3]),
+                           theory.logistic([0.1, 3])],
+    "isometry": lambda: theory.isometry(0.3),
+    "exponents": lambda: [
+        theory.lyapunov_exponents(4, init=init) for init in ("xavier", "orthogonal")],
+    "arc": lambda: theory.great_arc(*nn.functional.normalize(drawn(2, 4))),
+}  # fmt: skip
+
+
 def numbers(found):
     """All tensors of a result, and its table."""
     table = found.table() if hasattr(found, "table") else {}
@@ -127,3 +180,8 @@ def test_measurements_do_not_depend_on_the_default_dtype(name):
 @pytest.mark.parametrize("name", OF_NUMBERS)
 def test_numbers_of_data_do_not_depend_on_the_default_dtype(name):
     in_either(OF_NUMBERS[name])
+
+
+@pytest.mark.parametrize("name", OF_THEORY)
+def test_predictions_do_not_depend_on_the_default_dtype(name):
+    in_either(OF_THEORY[name])

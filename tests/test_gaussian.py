@@ -11,6 +11,7 @@ from tolerances import round_off
 from torch.testing import assert_close
 
 from resid_theory.theory import TrivialFlow, exceedance, exceedance_integral, logistic
+from resid_theory.theory.flow import pointwise_flow
 from resid_theory.theory.flow.gaussian import EXPONENTS, half_normal_mean
 
 DRAWS = 1_000_000
@@ -152,6 +153,37 @@ def test_simulation_is_the_definition(generator, identity):
     fast = case.simulate(draws=4000, generator=generator)[:, -1]
     error = math.hypot(float(slow.std()) / 20, float(fast.std()) / 4000**0.5)
     assert abs(float(slow.mean() - fast.mean())) <= 4 * error
+
+
+@pytest.mark.parametrize("identity", [True, False], ids=["residual", "plain"])
+@pytest.mark.parametrize("persistent", [True, False], ids=["one mask", "many masks"])
+def test_rows_are_the_shares_of_single_nets(identity, persistent, monkeypatch):
+    n, layers, deviation, p = 3, 4, 0.7, 0.6
+    monkeypatch.setattr(pointwise_flow, "_WORKSPACE", 2 * 8 * n**2)  # two nets at a time
+    case = TrivialFlow(channels=n, layers=layers, deviation=deviation, open_share=p, signal=3.0,
+                       identity=identity, persistent=persistent)  # fmt: skip
+    source, expected = torch.Generator().manual_seed(5), []
+    for count in (2, 2, 1):
+        flows = torch.diag_embed(3.0 * torch.randn(count, n, generator=source))
+        shares = []
+        for layer in range(layers + 1):
+            if layer and (layer == 1 or not persistent):
+                masks = torch.rand(count, n, generator=source) < p
+            if layer:
+                noise = deviation * torch.randn(count, n, n, generator=source)
+                weights = noise + identity * torch.eye(n)
+                flows = torch.stack([
+                    weight @ torch.diag(mask.double()) @ flow
+                    for weight, mask, flow in zip(weights, masks, flows, strict=True)
+                ])  # fmt: skip
+            shares.append([
+                sum(abs(flow[j, j]) > abs(sum(flow[j]) - flow[j, j]) for j in range(n)).item() / n
+                for flow in flows
+            ])  # fmt: skip
+        expected.append(torch.tensor(shares).T)
+    assert_close(
+        case.simulate(draws=5, generator=5), torch.cat(expected), rtol=round_off(3), atol=0
+    )
 
 
 CASES = {

@@ -1019,3 +1019,15 @@ def test_an_output_and_shares_that_are_too_large_together_are_refused():
     wires = [[1e100, 0.0], [1e100, 0.0]], [1e180, 1e100, 1e100]
     with pytest.raises(ValueError, match="^layout: a_0 is 1e.180 and the p_k q_k are e.461 to"):
         rt.theory.zero_point(data(), layout=Layout(*wires, branch=2))
+
+
+@pytest.mark.parametrize("branch", [1, 2])
+def test_m_of_a_way_through_two_blocks_is_that_of_its_ends(branch):
+    first, middle, last = drawn(2, D), drawn(5, 4, seed=1), drawn(3, 6, seed=2)
+    layout = Layout([[first], [None, middle]], [None, None, last], branch)
+    x, y = data(3)
+    point = rt.theory.zero_point((x, y), layout=layout)
+    # The first block reads x, the second one writes the output, which is 0 at zero weights.
+    exact = (-y @ last).T @ (x @ first.T) / SAMPLES
+    torch.testing.assert_close(point.correlation, exact, rtol=1e-13, atol=1e-14)
+    assert point.path == 2 * branch and not point.gains.any()

@@ -95,8 +95,8 @@ def _extent(density: Density | None, exact: Spectrum | None) -> tuple[float, flo
     top = max(abs(low), abs(high)) or 1.0
     if high - low <= 1e-9 * top:  # equal but for round-off
         low = high
-    near = density.resolution if density is not None else 0.0
-    return low, high, 10 ** math.floor(math.log10(max(near, 1e-4 * top)))
+    near = 1e-4 * top if density is None else max(density.resolution, 1e-4 * top)
+    return low, high, 10 ** math.floor(math.log10(near))
 
 
 def _places(low: float, high: float, near: float, scale: str) -> Tensor:

@@ -52,7 +52,7 @@ def hessian_pattern(
     for edge in range(0, size + 1, check_int("block", block)) if block else ():
         ax.axhline(edge, color="0.4", linewidth=0.6)
         ax.axvline(edge, color="0.4", linewidth=0.6)
-    ax.set(xlabel="parameter", ylabel="parameter", title=title or "")
+    ax.set(xlabel="parameter", ylabel="parameter", title=title)
     ax.figure.colorbar(image, ax=ax, shrink=0.85, label=f"second derivative ({UNIT})")
     return ax
 
@@ -108,7 +108,7 @@ def folded_filters(
     ax.set(
         xlabel=f"column of the tap; in each, {inputs} inputs",
         ylabel=f"row of the tap; in each, {outputs} outputs",
-        title=title or "",
+        title=title,
     )
     ax.figure.colorbar(
         image, ax=ax, shrink=0.85, label="weight", extend="both" if largest > top else "neither"

@@ -263,7 +263,7 @@ class ZeroPoint(Result):
             raise ValueError("matrix_a: exists for n = 1 and n = 2, when all blocks are equal")
         # C (M^T kron I_h) K_{d,h}: rows vec W1, columns vec W2, both by columns.
         scaled, h = self.slope * self.correlation, self.hidden
-        eye = torch.eye(h, dtype=scaled.dtype, device=scaled.device)
+        eye = torch.eye(h, device=scaled.device)
         entries = torch.einsum("pt,sq->qpts", eye, scaled)
         return entries.reshape(scaled.shape[1] * h, h * scaled.shape[0])
 
