@@ -42,7 +42,6 @@ def interpolation_path(
     label = f"{len(steps) - 1} units"
     ax.plot(*steps.T, "o", color=PREDICTED, markersize=3, label=label)
     ax.set(xlabel="along the great arc (radians)", ylabel="away from it (radians)")
-    ax.set_title(title)
-    ax.set_aspect("equal")
+    ax.set(title=title, aspect="equal")
     legend_above(ax)
     return ax
