@@ -284,7 +284,16 @@ OTHER_NETS = [
         lambda: changed(f"conv3.{WEIGHT}.0", lambda w: w.identity.mul_(2)),
         "an identity (32,",
     ),
-    ("inf", lambda: changed("fc", lambda fc: fc.bias.data.fill_(torch.inf)), "entry (0,) is inf"),
+    (
+        "inf",
+        lambda: changed("fc", lambda fc: fc.bias.data[3:].fill_(torch.inf)),
+        "net: 'fc.bias': entry (3,) is inf (7 of 10 entries",
+    ),
+    (
+        "statistics",
+        lambda: changed("bn2", lambda norm: norm.running_mean[5].fill_(torch.nan)),
+        "net: 'bn2.running_mean': entry (5,) is nan (1 of 16 entries",
+    ),
 ]
 
 

@@ -233,8 +233,6 @@ def widened(
     inner, whole = (
         tuple(map(math.prod, zip(*some, strict=True))) for some in (strides[:-1], strides)
     )
-    for layer in layers[:-1]:
-        layer.tap(torch.zeros(1, 1, dtype=torch.float64))
     if whole != join.stride:
         raise NotOneLayer(f"the shortcut has stride {join.stride}, its branch {whole}")
     one_tap = {*join.weight.shape[2:]} <= {1} and not any(join.padding)
