@@ -471,6 +471,17 @@ def test_weights_at_a_minimum(logit, generator):
     assert part == pytest.approx(float(weights[:6].sum()), rel=1e-12)
 
 
+def test_weights_are_rounded_to_counts_by_their_size():
+    """Of each pair the first is near a count, relative to it, and the other one is not."""
+    weighting = Weighting(Loss(huber), None)
+    labels = torch.tensor([9.0, 9.0, 0.1, 0.1, 7.0, 7.0, 7.0, 7.0])
+    near = [1000 - 0.9, 1000 + 1.1, 0.1 + 0.9e-4, 0.1 - 1.1e-4, 7 + 6.5e-3, 7 - 7.5e-3, 9e-4, -2.0]
+    counts = [torch.full((8,), 1000.0), labels]
+    found = weighting._rounded(torch.tensor(near), counts, 1e-3)
+    assert found.tolist() == [1000.0, near[1], 0.1, near[3], 7.0, near[5], 0.0, 0.0]
+    assert not weighting.counts
+
+
 def test_weights_that_are_nearly_counts_are_not_rounded(generator):
     factors = torch.tensor([1.0, 1 + 1e-9, 1.0], dtype=torch.float64)
     weighting = weighting_of(
@@ -690,6 +701,47 @@ def test_a_sample_behind_a_part(name, generator):
     if weight is not None:
         assert found.ratio == pytest.approx(own / (weight + own), rel=1e-12)
     assert torch.equal(one.gradient, slopes[1].flatten())
+
+
+@pytest.mark.parametrize(("number", "factor", "kept"), [
+    (0.7, 0.0, True), (0.0, 0.0, False), (0.0, 1.0, True), (-0.7, 2.0, True),
+])  # fmt: skip
+def test_what_a_sum_has_once_is_kept_with_its_graph(number, factor, kept, generator):
+    """A number, or one that weights move, though it is zero now."""
+    weight, target = torch.zeros(()).requires_grad_(factor != 0), outputs(generator)
+    loss = Loss(lambda o, t: (o - t).square().sum() + number + (factor * weight).sin())
+    weighting = Weighting(loss, SampleAxes.first(target, SAMPLES))
+    assert weighting.repeated() is None  # nothing is known yet
+    weighting.learn(outputs(generator), target, SAMPLES)
+    once = weighting.repeated()
+    assert weighting.sums and weighting.once == pytest.approx(number, abs=1e-12)
+    assert (once is not None) == kept
+    if kept:
+        assert once.item() == pytest.approx(number, abs=1e-12)
+    if factor:
+        assert float(torch.autograd.grad(once, weight)[0]) == pytest.approx(factor, rel=1e-12)
+
+
+WAYS = {  # of a sample 1, 4 before a sample 2, -3
+    "towards the next": (lambda o: o[..., 0].exp().sum(), [1.3, 1.9]),
+    "towards zero": (lambda o: o.abs().rsqrt().sum(), [0.1, 0.4]),
+    "a little further": (lambda o: o[..., 1].exp().sum(), [1.1, 4.1]),
+}
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sample_is_moved_to_where_its_gradient_is_largest(way, row):
+    """Of its tensors those of floating point, in a ring of three samples."""
+    loss, expected = WAYS[way]
+    z = torch.tensor([[1.0, 4.0], [2.0, -3.0], [5.0, 5.0]]).roll(row, 0)
+    part = Part(lambda o, t: loss(o[0]), [z, torch.arange(7, 10)], [torch.arange(3)])
+    one, point = part.sample(row), torch.tensor([expected]).requires_grad_()
+    torch.testing.assert_close(one.outputs[0], point.detach(), rtol=1e-15, atol=0)
+    assert one.outputs[1].tolist() == [7 + row] and one.targets[0].tolist() == [row]
+    gradient = torch.autograd.grad(value := loss(point), point)[0]
+    torch.testing.assert_close(one.gradient, gradient[0], rtol=1e-14, atol=0)
+    assert one.own == pytest.approx(value.item(), rel=1e-14)
 
 
 def test_a_part_that_counts_nothing_fits_a_mean_and_a_sum(generator):

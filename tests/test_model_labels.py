@@ -293,6 +293,33 @@ class Fitted(nn.Linear):
         return {"loss": own}
 
 
+class Classes(nn.Linear):
+    """A cross-entropy divided by samples or by labels, or by what no count divides by."""
+
+    by = "samples"
+
+    def forward(self, x, labels):
+        logits = super().forward(x)
+        total = F.cross_entropy(logits, labels, reduction="sum")
+        counts = {"samples": len(x), "labels": (labels != -100).sum(), "root": len(x) ** 0.5}
+        return {"loss": total / counts[self.by]}
+
+
+@pytest.mark.parametrize("by", ["samples", "labels", "root"])
+def test_one_label_for_each_sample(by):
+    """The first one and the last of all are compared, of which one has no label."""
+    net, x = Classes(4, 3).double(), oracles.noise(6, 4)
+    net.by, labels = by, torch.tensor([-100, 0, 1, -100, 2, 1])
+    parts = [{"x": x[rows], "labels": labels[rows]} for rows in ([0, 1, 2, 5], [3, 4])]
+    if by == "root":
+        with pytest.raises(ValueError, match="^loss: the model's own loss is no mean over samples"):
+            rt.curvature_operator(net, "model", parts)
+        return
+    exact = oracles.hessian_by_nested_gradients(net(x, labels)["loss"], list(net.parameters()))
+    found = rt.curvature_operator(net, "model", parts)
+    assert relative_error(found.dense(), exact) < HESSIAN
+
+
 @pytest.mark.parametrize("outputs", [1, 2], ids=["by sample", "by value"])
 @pytest.mark.parametrize("places", [(), (3,)], ids=["values", "sequences"])
 def test_labels_of_one_shape_count_by_samples(outputs, places):

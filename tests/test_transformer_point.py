@@ -136,18 +136,21 @@ class Biases:
 
 M = torch.tensor([[2.0, 0.0, -0.5], [0.0, -3.0, 1.0], [-0.5, 1.0, 0.0]]).double()
 APART = {  # where the biases act in different ways, and by how much
-    "nowhere": ((0, 0), 0.0, True), "round-off in the first rows": ((2, 1), 1.6e-9, True),
-    "the first rows": ((2, 5), 3.3e-9, False), "round-off in the last rows": ((4, 4), 1e-10, True),
+    "nowhere": ((0, 0), 0.0, True), "round-off in the first rows": ((0, 1), 2.5e-9, True),
+    "the first rows": ((1, 4), 3.3e-9, False), "less in them": ((1, 4), -3.3e-9, False),
+    "round-off in the last rows": ((4, 4), 1e-10, True), "less there": ((4, 4), -1e-7, False),
     "the last rows": ((4, 4), 1e-7, False),
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("name", APART)
-def test_biases_are_taken_once_where_they_act_alike(name, monkeypatch):
+def test_biases_are_taken_once_where_they_act_alike(name, sign, monkeypatch):
     (row, column), gap, alike = APART[name]
     matrix = torch.kron(torch.ones(2, 2), M).double()
     matrix[row, column] += gap
     matrix[column, row] = matrix[row, column]
+    matrix *= sign
     module = sys.modules["resid_theory.curvature.zero_point_of_net"]
     found, count = module._shift_hessian(Biases(matrix, (3, 3)))
     assert torch.equal(found, matrix[:3, :3] if alike else matrix) and count == 1 + alike
