@@ -403,6 +403,39 @@ def test_a_module_called_again_by_a_keyword_starts_at_its_first_call():
     assert relative_error(stopped.values[0], oracle(net.before, x, "spatial")) < EXACT
 
 
+class Several(nn.Module):
+    """A block of three inputs, by position or by name; what is behind it starts at the first."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names, self.before = names, nn.Linear(4, 4)
+        self.block, self.behind = Three(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        z = torch.tanh(self.before(x))
+        given = dict(zip(("z", "other", "factor"), (z, z.exp(), x.square()), strict=True))
+        named = {name: given.pop(name) for name in self.names}
+        return self.behind(self.block(*given.values(), **named))
+
+
+class Three(nn.Module):
+    def forward(self, z, other, factor):
+        return torch.sin(z) * factor + other
+
+
+@pytest.mark.parametrize("stop", [None, "behind"])
+@pytest.mark.parametrize("names", ["", ("factor",), ("other", "factor"), ("z", "factor", "other")])
+def test_other_inputs_of_a_block_are_held_fixed(names, stop):
+    net, x = Several(names), noise(3, 4)
+    found = rt.interlayer_cushions(net, x, start="block", stop=stop, method="exact", batch=8)
+    z, end = torch.tanh(net.before(x)).detach(), net.behind if stop is None else nn.Identity()
+    values = [
+        oracle(lambda v, z=z, x=x: end(net.block(v, z.exp(), x.square())), z[None], "spatial")
+        for z, x in zip(z, x, strict=True)
+    ]
+    assert relative_error(found.values[0], torch.cat(values)) < EXACT
+
+
 def test_attention_has_a_jacobian():
     net = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
     z = noise(2, 3, 4)

@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import noise
+from tolerances import assert_same
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import resid_theory as rt
+from resid_theory.data import Data
+from resid_theory.stability.layer_inputs import ROUTED, RowOrder, looks_at
 from resid_theory.stability.map_observer import MapObserver
 
 TOKENS, FEATURES = 5, 4
@@ -356,6 +359,116 @@ def test_tokens_of_all_samples_one_after_another(tokens):
     exact = (x @ w.T).flatten(1).norm(dim=1) / w.norm() / x.flatten(1).norm(dim=1)
     torch.testing.assert_close(found.values[0], exact, rtol=1e-12, atol=0)
     assert found.layers == ("w",) and calls == [2, 3, 4, 3]
+
+
+@pytest.mark.parametrize("places", [None, [3, 0, 2]], ids=str)
+@pytest.mark.parametrize("sample_major", [True, False])
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_rows_of_samples_along_any_axis(axis, sample_major, places):
+    """By the index of every entry: four samples, three rows of each, two other sizes."""
+    sizes = [2, 5, 3]
+    sizes.insert(axis, 12)
+    x, order = noise(*sizes), RowOrder(axis=axis, sample_major=sample_major, each=3)
+    found = order.rows(x, 4, None if places is None else torch.tensor(places))
+    expected = []
+    for sample in range(4) if places is None else places:
+        steps = range(3 * sample, 3 * sample + 3) if sample_major else range(sample, 12, 4)
+        expected.append(torch.cat([x.select(axis, step).flatten() for step in steps]))
+    assert_same(found, torch.stack(expected))
+    assert_same(RowOrder(axis=None).rows(x, 4, None if places is None else torch.tensor(places)),
+                x.reshape(1, -1).repeat(len(expected), 1))  # fmt: skip
+
+
+class Placed(nn.Module):
+    """Maps whose inputs have the samples in different places, or in none."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("plain", "shared", "second", "third", "major", "minor", "coupled", "more",
+                     "twice", "both", "constant", "none", "often"):  # fmt: skip
+            self.register_module(name, nn.Linear(4, 4, bias=False))
+        self.space, self.image = (nn.Conv1d(3, 2, 2, bias=False) for _ in range(2))
+        self.plane, self.column = nn.Conv2d(3, 2, 1, bias=False), nn.Parameter(noise(2, 1))
+        self.table = nn.Parameter(noise(2, 4, seed=3))
+
+    def forward(self, x):
+        turned, first = x.transpose(0, 1), x[:, 0]
+        extra = torch.cat([first, first[:2]])
+        self.plain(x)
+        self.shared(self.table)
+        self.second(turned)
+        self.third(turned[None])
+        self.major(x.flatten(0, 1))
+        self.minor(turned.flatten(0, 1))
+        self.coupled(x - x.mean(0))
+        self.more(torch.cat([x.flatten(0, 1), first[:1]]))
+        self.twice(x), self.twice(extra)
+        self.both(extra), self.both(torch.cat([x.flatten(0, 1), first[:1]]))
+        self.constant(x.mean((0, 1)) * len(x))
+        self.none(x[:0])
+        self.often(x)
+        if len(x) > 2:
+            self.often(x)
+        self.space(x.permute(2, 1, 0))
+        self.image(x[0])
+        self.plane(x.permute(2, 1, 0)[..., None])
+        F.linear(x.flatten(1).T, self.column.expand(2, len(x)))
+        return self.plain(first)
+
+
+def test_a_look_tells_all_that_two_runs_show():
+    """Position of the samples, reason for none, and three samples' inputs, of every map."""
+    net, x = Placed(), noise(7, 3, 4)
+    parts = Data.of(x, like=net, targets=False).chunks(7)
+    with pytest.warns(UserWarning, match="the input of 'coupled' and 0 more layers for one"):
+        ((_, look),) = looks_at(net, MapObserver(net), parts)
+    assert look.layouts == {
+        ("plain", 1): RowOrder(axis=0),
+        ("plain", 2): RowOrder(axis=0),
+        ("shared", 1): RowOrder(axis=None),
+        ("second", 1): RowOrder(axis=1),
+        ("third", 1): RowOrder(axis=2),
+        ("major", 1): RowOrder(axis=0, each=3),
+        ("minor", 1): RowOrder(axis=0, sample_major=False, each=3),
+        ("coupled", 1): RowOrder(axis=0),
+    }
+    assert look.apart == {
+        "twice": ROUTED, "none": ROUTED, "often": "the number of its calls depends on the samples",
+    }  # fmt: skip
+    numbers = "(7, 4) for two samples and (10, 4) for three"
+    assert look.reasons == {
+        "more": f"its input has no axis of samples: {numbers}",
+        "both": f"its input has no axis of samples: {numbers}",
+        "constant": "its input has the shape (4,) for any number of samples, and other values",
+        "space": "its input has the samples along axis 2, which the layer mixes: (4, 3, 2) for two "
+                 "samples and (4, 3, 3) for three",
+        "plane": "its input has the samples along axis 2, which the layer mixes: (4, 3, 2, 1) for "
+                 "two samples and (4, 3, 3, 1) for three",
+        "column": "its input has the samples along axis 1, which the layer mixes: (12, 2) for two "
+                  "samples and (12, 3) for three",
+        "image": "its input has the shape (3, 4) for any number of samples, and other values",
+    }  # fmt: skip
+    places = [0, 2, 4]
+    assert look.places.tolist() == places
+    entries = x[places].flatten(1)
+    expected = dict.fromkeys(look.layouts.keys() - {("coupled", 1)}, entries)
+    expected["plain", 2] = x[places, 0]
+    expected["shared", 1] = net.table.detach().reshape(1, -1).expand(3, -1)
+    assert_same({key: x for key, x in look.inputs.items() if key in look.layouts}, expected)
+
+
+def test_noise_leaves_out_a_layer_whose_second_input_has_other_rows():
+    net = nn.Module()
+    net.first, net.second, x = nn.Linear(4, 4), nn.Linear(4, 4), noise(5, 4)
+
+    def forward(x):
+        net.second(torch.cat([x, x[:2]]))
+        return net.first(x) + net.second(x)
+
+    net.forward = forward
+    assert rt.stability.weight_noise(net, x, draws=1).places == ("first",)
+    net.forward = lambda x: (net.second(x), forward(x))[1]
+    assert rt.stability.weight_noise(net, x, draws=1).places == ("first",)
 
 
 @pytest.mark.parametrize("batch", [2, 5])
