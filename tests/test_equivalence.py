@@ -610,6 +610,7 @@ def tied():
          "'conv0' has no identity kernel; shape: got 16 outputs for 3 inputs"),
         (lambda: rt.to_residual(rt.simplified_net(8), rule="repeet"), "did you mean 'repeat'"),
         (lambda: rt.to_residual(nn.Sequential(nn.Linear(2, 2))), "layers: got none"),
+        (lambda: rt.to_residual(two_convs(), []), "^layers: got \\[\\], needs a list"),
         (lambda: rt.to_residual(tied(), ["1"]), "layers '1' and '2' share a parameter"),
         (lambda: rt.to_residual(None), "got NoneType"),
         (lambda: rt.check_equivalence(nn.Linear(2, 2), nn.Linear(2, 3), torch.ones(1, 2)),

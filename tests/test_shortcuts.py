@@ -1224,6 +1224,15 @@ def test_a_norm_in_front_of_a_function(axes, kind):
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
+def test_a_norm_behind_a_function_with_no_layer_behind_it():
+    torch.manual_seed(0)
+    net = scattered(Residual(nn.Linear(3, 3), nn.ReLU(), nn.BatchNorm1d(3)).double())
+    nn.init.orthogonal_(net.branch[0].weight)
+    x, found = torch.randn(4, 3), rt.shortcuts(net)
+    assert (found.answers, found.extra) == (("wider",), (3,))
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
 def test_layers_that_no_convolution_is():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 5, 5)

@@ -214,8 +214,8 @@ class Converter:
                 f"net: layer {name!r} shares a parameter with {other}, but what it makes of it is "
                 "another weight; needs weights of their own"
             )
-        old, new = self.converted.get(name, ("", ""))
-        self.converted[name] = old, f"{new}, no longer tied to {other}".lstrip(", ")
+        old, new = self.converted[name]
+        self.converted[name] = old, f"{new}, no longer tied to {other}"
 
 
 def _sources(layer: nn.Module, tensor: str) -> Iterable[nn.Parameter]:

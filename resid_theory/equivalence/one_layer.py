@@ -196,7 +196,7 @@ class _Piece:
             padding = tuple(each // 2 for each in whole) if padding == "same" else 0
         groups = geometry["groups"] or 1
         self.groups.add(groups)
-        weight = weight.detach().double()
+        weight = weight.double()
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
         return AffineLayer(weight=weight, bias=bias, stride=stride, padding=_each(padding, axes),
                            dilation=dilation, groups=groups, padding_mode=mode)  # fmt: skip

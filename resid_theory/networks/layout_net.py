@@ -182,7 +182,7 @@ def layout_of(net: nn.Module) -> tuple[Any, Any, int]:
         >>> A.tolist(), a.tolist(), branch
         ([[1.0, 0.0], [1.0, 1.0]], [1.0, 1.0, 1.0], 2)
     """
-    net = inner_net(net) if isinstance(net, nn.Module) else net
+    net = inner_net(net)
     if isinstance(net, LayoutNet):
         return *net.coefficients(), net.branch
     if not isinstance(net, ShortcutNet):
