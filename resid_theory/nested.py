@@ -89,7 +89,7 @@ def leaves_of(content: Any) -> Iterator[tuple[str, Any]]:
             ]
         elif isinstance(part, (tuple, list)):
             parts = [(f"[{number}]", value) for number, value in enumerate(part)]
-        elif not isinstance(part, (Tensor, torch.nn.Module, type)) and not callable(part):
+        elif not isinstance(part, Tensor) and not callable(part):
             if is_dataclass(part) or hasattr(part, "__dict__"):
                 parts = [(f".{key}", getattr(part, key)) for key in _names(part)]
         if parts is None:

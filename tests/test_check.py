@@ -87,7 +87,8 @@ ARRAYS = {
 
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_become_tensors(kind):
-    assert torch.equal(as_tensor("x", ARRAYS[kind]), torch.arange(6.0).reshape(2, 3))
+    found = as_tensor("x", ARRAYS[kind])
+    assert torch.equal(found, torch.arange(6.0).reshape(2, 3)) and found.is_contiguous()
 
 
 def test_memory_is_shared_where_possible():
@@ -193,6 +194,12 @@ def test_one_name_is_a_list_of_it():
 def test_not_names(given):
     with pytest.raises(ValueError, match=r"^layers: got .*, needs a list of names$"):
         check_names("layers", given)
+
+
+def test_of_many_wrong_names_a_few_are_shown():
+    with pytest.raises(ValueError) as refused:
+        check_names("layers", list(range(1000)))
+    assert str(refused.value) == "layers: got [0, 1, 2, 3, 4, 5, ...], needs a list of names"
 
 
 # -- what a slip of the hand meets -----------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Nests of tensors: what is in them, by which names, and what a function makes of them."""
 
 from collections import OrderedDict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -113,4 +113,24 @@ def test_a_change_is_counted_in_steps_of_the_largest_number(dtype, step):
     assert moved(before, after) == moved(after, before) == pytest.approx(7 / 8 / step)
     assert moved(before, before) == moved(before[:0], before[:0]) == 0.0
     assert moved(before, after * torch.inf) == moved(before.long(), after.long()) == 0.0
-    assert moved(before, before * torch.nan) == 0.0
+    assert moved(before, before * torch.nan) == moved(0 * before, 0 * before) == 0.0
+
+
+def test_a_class_with_a_tensor_and_an_object_with_an_unset_field_stay_as_they_are():
+    class Constants:
+        scale = torch.ones(2)
+
+    @dataclass
+    class Late:
+        value: int = 1
+        found: int = field(init=False)
+
+    for content in (Constants, Late()):
+        assert map_tensors(content, torch.neg) is content and not list(tensors_of(content))
+
+
+def test_an_object_with_a_mapping_is_taken_apart():
+    content = SimpleNamespace(state={"a": torch.ones(2)}, note="x")
+    found = map_tensors(content, torch.neg)
+    assert found.note == "x" and torch.equal(found.state["a"], -torch.ones(2))
+    assert list(tensors_of(content)) == [content.state["a"]]

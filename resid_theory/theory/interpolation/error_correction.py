@@ -27,6 +27,7 @@ __all__ = ["BRACE_COST", "with_braces"]
 BRACE_COST = 2.5
 """Largest factor by which braces may multiply squared norms."""
 _LEFT = 0.1  # share of the gap that remains along a brace
+_FAR = 4.0  # more than points of the sphere are apart along a brace, whose length is at most √2
 _ENTRIES = 1 << 22  # of the offsets held at a time
 
 
@@ -58,9 +59,8 @@ def _braces(steps: Steps, offsets: Tensor, budget: float) -> tuple[Tensor, Tenso
         cost = torch.where(better, price, cost)
         braces = torch.where(better[:, None, None], pair, braces)
         shares = torch.where(better[:, None], back, shares)
-    open_gaps = (offsets @ braces.mT).masked_fill(absent.unsqueeze(2), math.inf).amin(1)
-    # Without another column the antipode takes the place of the nearest one.
-    open_gaps = open_gaps.minimum((braces * steps.starts.unsqueeze(1)).sum(2) + braces.norm(dim=2))
+    # Of no other column any number: then there are no braces.
+    open_gaps = (offsets @ braces.mT).masked_fill(absent.unsqueeze(2), _FAR).amin(1)
     return braces, (braces * steps.starts.unsqueeze(1)).sum(2) - open_gaps, -shares
 
 

@@ -54,7 +54,7 @@ def move_column(
     column = columns[index]
     looking = widest_margin(column, others) if direction == "margin" else column / column.norm()
     highest = (others @ looking).max() if len(others) else -column.norm()
-    one = (torch.tensor(0), column, target, looking, highest)
+    one = (torch.tensor(index), column, target, looking, highest)
     step = Steps.along(*(part.unsqueeze(0) for part in one))
     if not float(step.gaps) > 0:
         raise ValueError(

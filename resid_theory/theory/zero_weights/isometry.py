@@ -9,6 +9,7 @@ import cmath
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,10 +66,7 @@ class Isometry(Result):
         s, given = self.singular_values, values.detach().double().cpu()
         steps = (self.density[1:] + self.density[:-1]) * s.diff()
         share = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
-        share = share / share[-1]
-        right = torch.searchsorted(s, given.contiguous()).clamp(1, len(s) - 1)
-        part = ((given - s[right - 1]) / (s[right] - s[right - 1])).clamp(0, 1)
-        return share[right - 1] + part * (share[right] - share[right - 1])
+        return torch.as_tensor(np.interp(given.numpy(), s.numpy(), (share / share[-1]).numpy()))
 
 
 def isometry(variance: float) -> Isometry:
@@ -147,8 +145,6 @@ def effective_variance(
         >>> f"{effective_variance('tanh', variance=1.0, layers=300):.2f}"
         '0.43'
     """
-    import numpy as np
-
     c, q = check_positive("variance", variance), check_positive("signal", signal)
     count, scale = check_int("layers", layers), check_positive("weight_variance", weight_variance)
     function = named_activation("activation", activation)

@@ -93,7 +93,7 @@ class RowMaps:
             raise ValueError(
                 "norm: is not 0 at zero, needs norm_at='write' without a bias of its own"
             )
-        slope = row_jacobian(partial(self, block=block), zero)[0]
+        slope = row_jacobian(partial(self, block=block), zero).squeeze(0)
         return check_finite("norm (its slope at zero)", slope)
 
 

@@ -25,8 +25,7 @@ def one_layer_spectrum(
     """Eigenvalues of the Hessian; by the derivatives of one layer where all are alike."""
     layout, share, directed = net.layout, net.shared_share, is_direction(kink)
     eye = torch.eye(local.width).to(local.inputs)
-    bend = 0.0 if directed else net.bend(kink)
-    alike = share is not None and not directed and (not bend or layout.is_shortcut)
+    alike = share is not None and not directed and (layout.is_shortcut or not net.bend(kink))
     if alike and share is not None:
         sights = [[share * local.inputs], [local.features], [local.gradients], [eye]]
     else:
@@ -35,7 +34,7 @@ def one_layer_spectrum(
         slopes, seconds = own_derivatives(local, net, kink)
     else:
         slopes = [g.new_full((1, g.shape[1]), net.post.slope) for g in sights[2]]
-        seconds = [torch.full_like(s, bend) for s in slopes]
+        seconds = [torch.full_like(s, net.bend(kink)) for s in slopes]
     layers = []
     for k, (reads, sees, g, acts) in enumerate(zip(*sights, strict=True)):
         curved = seconds[k] * g
