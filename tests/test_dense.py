@@ -558,6 +558,71 @@ REFUSED = {
 }  # fmt: skip
 
 
+def hooked(net, register):
+    getattr(net, register)(lambda *_: None)
+    return net
+
+
+def frozen(net):
+    return net.requires_grad_(False)
+
+
+def tied():
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    net[1].weight = net[0].weight
+    return net
+
+
+BARE = nn.Linear(2, 3, bias=False)
+LINEAR = {
+    "one": (lambda: BARE, ["weight"]),
+    "nested": (
+        lambda: nn.Sequential(
+            nn.Identity(), nn.Sequential(BARE, nn.Dropout()), nn.Linear(3, 4, bias=False)
+        ),
+        ["1.0.weight", "2.weight"],
+    ),
+    "no layer": (lambda: nn.Sequential(nn.Identity()), None),
+    "bias first": (lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4, bias=False)), None),
+    "bias last": (lambda: nn.Sequential(BARE, nn.Linear(3, 4)), None),
+    "frozen last": (lambda: nn.Sequential(BARE, frozen(nn.Linear(3, 4, False))), None),
+    "curved": (lambda: nn.Sequential(BARE, nn.Tanh()), None),
+    "called twice": (lambda: nn.Sequential(layer := nn.Linear(2, 2, bias=False), layer), None),
+    "tied": (tied, None),
+    "hook": (lambda: nn.Sequential(hooked(nn.Linear(2, 3, False), "register_forward_hook")), None),
+    "hook before": (
+        lambda: hooked(nn.Sequential(nn.Linear(2, 3, False)), "register_forward_pre_hook"), None,
+    ),
+    "of a kind of its own": (lambda: type("Own", (nn.Linear,), {})(2, 3, bias=False), None),
+    "frozen shortcuts": (
+        lambda: frozen(rt.ShortcutNet(2, blocks=1, shortcut_depth=1)), None,
+    ),
+    "curved shortcuts": (
+        lambda: rt.ShortcutNet(2, blocks=1, shortcut_depth=1, mid="relu", pre="relu"), None,
+    ),
+    "hook of shortcuts": (
+        lambda: hooked(rt.ShortcutNet(2, blocks=1, shortcut_depth=1), "register_forward_hook"),
+        None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_which_nets_have_a_closed_form(name):
+    make, names = LINEAR[name]
+    net = make()
+    found = dense._linear(net)
+    if names is None:
+        assert found is None
+    else:
+        assert [id(w) for w in found] == [id(net.get_parameter(name)) for name in names]
+
+
+def test_linear_shortcut_nets_have_a_closed_form():
+    net = rt.ShortcutNet(2, blocks=1, shortcut_depth=1)
+    assert dense._linear(net) is net
+
+
 @pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum, rt.curvature.hessian_cost])
 @pytest.mark.parametrize("kind", REFUSED)
 def test_nets_that_are_none_and_methods_that_do_not_apply(kind, function, data):

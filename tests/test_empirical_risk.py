@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import resid_theory as rt
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
 
 M, K = 8, 3
 SIZES = (4, 1, 3)
@@ -587,3 +588,24 @@ def test_refusals(name):
     given = {"net": mlp(), "loss": "cross_entropy", "data": (VECTORS, LABELS), **change}
     with pytest.raises(ValueError, match=message):
         rt.curvature_operator(given.pop("net"), given.pop("loss"), given.pop("data"), **given)
+
+
+def test_a_copy_in_float64_keeps_every_choice():
+    norm = nn.BatchNorm1d(3)
+    net = nn.Sequential(nn.Linear(4, 3), norm, nn.Tanh(), nn.Linear(3, K)).float()
+    loss = nn.MSELoss(reduction="sum")
+    options = {"matrix": "fisher", "parameters": ["3.bias", "0.weight"], "batchnorm": "eval",
+               "weight_decay": 0.3, "seed": 5, "draws": 3}  # fmt: skip
+    risk = EmpiricalRisk(net, loss, (VECTORS.float(), VALUES.float()), **options)
+    wide = risk.widened()
+    assert wide is not risk and wide.net is not net
+    assert (wide.names, wide.matrix, wide.title) == (risk.names, "fisher", risk.title)
+    assert (wide.batchnorm, wide.weight_decay, wide.seed, wide.draws) == ("eval", 0.3, 5, 3)
+    assert wide.loss.name == risk.loss.name and not wide.is_low and risk.is_low
+    for name, own, other in zip(risk.names, risk.parameters, wide.parameters, strict=True):
+        assert other is wide.net.get_parameter(name) and torch.equal(other, own.double())
+    assert len(wide.names) == 2 and next(net.parameters()).dtype == torch.float32
+    assert EmpiricalRisk(net, loss, (VECTORS, VALUES), batchnorm="batch").widened().batchnorm == (
+        "batch"
+    )
+    assert wide.widened() is wide

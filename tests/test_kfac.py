@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import noise
-from tolerances import HESSIAN, relative_error
+from tolerances import HESSIAN, assert_same, relative_error
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import resid_theory as rt
+from resid_theory.curvature.kronecker_operator import KroneckerBlock, KroneckerOperator
 from resid_theory.identity import with_identity
 
 M = 5
@@ -222,6 +223,79 @@ def test_its_algebra_is_that_of_the_matrix(device):
     for wrong in (v[:-1], v[..., None]):
         with pytest.raises(ValueError, match=r"^V: got shape .*, needs \(31,\) or \(31, b\)"):
             found.solve(wrong)
+
+
+def block_of(names, columns, rows, *, seed):
+    a, g = noise(sum(columns), sum(columns), seed=seed), noise(rows, rows, seed=seed + 1)
+    return KroneckerBlock(names=names, columns=columns, A=a @ a.T, G=g @ g.T)
+
+
+def test_blocks_made_by_hand_in_an_order_of_their_own():
+    # A bias before its weight, and a layer without one; parameters lie as the mapping has them.
+    net = nn.ModuleDict({"p": nn.Linear(2, 3), "q": nn.Linear(3, 2, bias=False)}).double()
+    parameters = dict(net.named_parameters()) | {"idle": torch.zeros(7)}
+    blocks = [block_of(("q.weight",), (3,), 2, seed=1),
+              block_of(("p.bias", "p.weight"), (1, 2), 3, seed=3)]  # fmt: skip
+    found = KroneckerOperator(
+        blocks, parameters, net, title="Fisher matrix", not_covered={"idle": "none", "x": "no"}
+    )
+    right = torch.zeros(15, 15)
+    first = torch.kron(blocks[1].G, blocks[1].A)  # (out, bias and inputs), row by row
+    places = torch.tensor([6, 0, 1, 7, 2, 3, 8, 4, 5])
+    right[places[:, None], places] = first
+    right[9:, 9:] = torch.kron(blocks[0].G, blocks[0].A)
+    assert relative_error(found.dense(), right) <= HESSIAN
+    assert dict(found.row_shapes) == {"p.weight": (3, 2), "p.bias": (3,), "q.weight": (2, 3)}
+    diagonal = found.diagonal()
+    assert relative_error(diagonal.values, right.diagonal()) <= HESSIAN
+    for zeros in (diagonal.standard_errors, diagonal.half_widths):
+        assert_same(zeros, torch.zeros(15))
+    assert diagonal.is_exact is True and diagonal.products == 0
+    lines = ["K-FAC of the Fisher matrix, P = 15, 2 layers", "not covered: idle: none"]
+    lines.append("not covered: x: no")
+    assert str(found) == repr(found) == found.describe() == "\n".join(lines)
+    part = found.block("p.weight")
+    assert relative_error(part.dense(), right[:6, :6]) <= HESSIAN
+    assert part.describe().splitlines() == [
+        "K-FAC of the Fisher matrix, P = 6, 1 layers", *str(found).splitlines()[1:]
+    ]  # fmt: skip
+    kept = found.block(["q.weight", "p.bias"])
+    assert [block.names for block in kept.blocks] == [("q.weight",), ("p.bias",)]
+    assert [block.columns for block in kept.blocks] == [(3,), (1,)]
+    assert relative_error(kept.dense(), right[6:, 6:]) <= HESSIAN
+    assert isinstance(found.block("p.*", "p.*"), KroneckerOperator)
+    with pytest.raises(ValueError, match="^rows: "):
+        found.block("z")
+    with pytest.raises(ValueError, match="^columns: "):
+        found.block("p.*", "z")
+    v = noise(15, 2, seed=7)
+    solved = found.solve(v.tolist())
+    exact = torch.linalg.solve(right, v)
+    # Errors of solutions are condition numbers times round-off; the bound holds of each.
+    lowest, largest = torch.linalg.eigvalsh(right)[[0, -1]]
+    assert relative_error(solved.values, exact) <= 1e-13 * largest / lowest
+    assert solved.method == "eigendecomposition" and solved.products == 2 and solved.converged
+    assert solved.residuals.shape == solved.error_bounds.shape == (2,)
+    one = found.solve(v[:, 0], damping=1.0)
+    assert one.products == 1 and one.residuals.shape == one.error_bounds.shape == ()
+    for wrong in (0.0, -1.0):
+        with pytest.raises(ValueError, match="^tolerance: got "):
+            found.solve(v, tolerance=wrong)
+    with pytest.raises(ValueError, match="^V: "):
+        found.solve(v * torch.nan)
+
+
+def test_a_matrix_of_zeros_has_no_inverse():
+    block = KroneckerBlock(
+        names=("weight",), columns=(2,), A=torch.zeros(2, 2), G=torch.zeros(1, 1)
+    )
+    net = nn.Linear(2, 1, bias=False)
+    found = KroneckerOperator(
+        [block], dict(net.named_parameters()), net, title="zero", not_covered={}
+    )
+    with pytest.raises(ValueError, match=r"^damping: got 0.0 for eigenvalues from 0 to 0, needs a"):
+        found.solve(torch.ones(2))
+    assert_same(found.solve(torch.ones(2), damping=0.5).values, torch.full((2,), 2.0))
 
 
 def masked(output, target):

@@ -806,14 +806,16 @@ def test_images_of_any_order_in_memory(last, generator):
 
 def lacking(monkeypatch, most, probed=float("inf")):
     """Graphs of more samples than these run out of memory, and those that are measured."""
-    build = EmpiricalRisk.graph
+    build, tried = EmpiricalRisk.graph, []
 
     def graph(self, batch, start, count, *, weigh=False):
+        tried.append(count)
         if count > (probed if weigh else most):
             raise torch.OutOfMemoryError("out of memory")
         return build(self, batch, start, count, weigh=weigh)
 
     monkeypatch.setattr(EmpiricalRisk, "graph", graph)
+    return tried
 
 
 def test_normed_weights_do_not_count_for_every_sample(generator):
@@ -882,9 +884,10 @@ def test_memory_is_measured_on_as_many_samples_as_fit(monkeypatch):
     measured = rt.curvature_operator(net, "square", (x, y), chunk=1)
     assert relative_error(measured.dense(), exact) <= HESSIAN
     assert measured.graph_bytes(1) > whole.graph_bytes(1) / 2
-    lacking(monkeypatch, 1, probed=0)
+    tried = lacking(monkeypatch, 1, probed=0)
     with pytest.raises(torch.OutOfMemoryError):
         rt.curvature_operator(net, "square", (x, y), chunk=1)
+    assert tried == [4, 2, 1]
 
 
 def test_batches_that_cannot_be_split_and_do_not_fit_are_refused(monkeypatch):

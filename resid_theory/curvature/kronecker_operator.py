@@ -126,9 +126,10 @@ class KroneckerOperator(LinearOperator):
         """The diagonal, exact without a product; arguments are those of any operator."""
         ones = torch.ones(self.shape[0], 1, device=self.device)
         found = self._apply(ones, lambda k, v: v * torch.outer(k.G.diagonal(), k.A.diagonal()))
-        zeros = torch.zeros_like(found[:, 0])
+        values = found.squeeze(1)
+        zeros = torch.zeros_like(values)
         return Diagonal(
-            values=found[:, 0], standard_errors=zeros, half_widths=zeros, is_exact=True, products=0
+            values=values, standard_errors=zeros, half_widths=zeros, is_exact=True, products=0
         )
 
     @property
