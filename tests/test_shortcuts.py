@@ -546,6 +546,33 @@ def test_a_write_into_a_view_is_refused(write):
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
+VIEWS = [
+    nn.Flatten(0), nn.Unflatten(1, (3, 1)), nn.Identity(), nn.Dropout(), torch.detach, torch.t,
+    torch.squeeze, torch.flatten, lambda h: h.view_as(h), lambda h: h.unflatten(1, (3, 1)),
+    lambda h: h.swapaxes(0, 1), lambda h: h.movedim(0, 1), lambda h: h.T, lambda h: h.mT,
+    lambda h: h.data, lambda h: h.chunk(2)[0], lambda h: h.split(2)[0], lambda h: h.unbind()[0],
+    lambda h: h.narrow(0, 0, 1), lambda h: h.select(0, 0), lambda h: h.diagonal(),
+    lambda h: h.expand_as(h), lambda h: torch.ops.aten.slice.Tensor(h, 0, 0, 1), lambda h: h[0],
+    lambda h: h.reshape(-1), lambda h: h.permute(1, 0), lambda h: h.transpose(0, 1),
+    lambda h: h.unsqueeze(0), lambda h: h.expand(2, 5, 3), lambda h: h.contiguous(),
+    lambda h: h.view(-1), lambda h: h.to(h.dtype), lambda h: h.type_as(h), torch.ops.aten.alias,
+]  # fmt: skip
+
+
+def written(view):
+    net = Written(lambda net, h: (net.alias if isinstance(view, nn.Module) else view)(h).relu_())
+    net.alias = view if isinstance(view, nn.Module) else net.alias
+    return net
+
+
+def test_views_of_every_name_are_known():
+    for view in VIEWS:
+        graphs, refused = parts_of(written(view), blocks=[""])
+        assert "" not in graphs and "in place into memory that stem shares" in refused[""], view
+    for copy in (torch.clone, torch.abs, torch.ops.aten._to_copy.default, nn.Linear(3, 3)):
+        assert "" in parts_of(written(copy), blocks=[""])[0], copy
+
+
 @pytest.mark.parametrize(
     "write",
     [lambda _, h: (h.shape[0], h.relu_()), lambda _, h: h.mul_(3), lambda _, h: torch.relu_(h),

@@ -162,7 +162,7 @@ class TwoLayers:
         self, up: Sequence[Tensor], bias: Sequence[Tensor | int], down: Sequence[Tensor]
     ) -> "TwoLayers":
         """Further units in the place of the shortcut; a number is a bias of all of its rows."""
-        biases = [b * rows.new_ones(len(rows)) for b, rows in zip(bias, up, strict=True)]
+        biases = [torch.as_tensor(b).expand(len(rows)) for b, rows in zip(bias, up, strict=True)]
         return replace(
             self, up=torch.cat([self.up, *up]), bias=torch.cat([self.bias, *biases]),
             down=torch.cat([self.down, *down], dim=1), shortcut=torch.zeros_like(self.shortcut),
