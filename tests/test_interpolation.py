@@ -410,6 +410,18 @@ def test_braces_go_as_far_as_the_bound_allows(monkeypatch):
         assert braced.tolist() == [cost <= min(usual, budget) for cost in costs]
 
 
+def test_braces_see_the_other_of_two_columns_wherever_it_is():
+    x = torch.tensor([[1.0, 0, 0], [-0.8, 0.6, 0]], dtype=torch.float64)
+    y = torch.tensor([[0.6, 0, 0.8], [0, 0, -1.0]], dtype=torch.float64)
+    paths = exact_schedule(x, y)
+    found = with_braces(paths, paths.steps(12, "uniform"), math.inf)
+    others = torch.stack([x[1], y[0]])[found.rows]  # the first column is there when the other goes
+    exact = (found.directions * others[:, None]).sum(2)
+    torch.testing.assert_close(found.highest, exact, rtol=0, atol=8 * EPS)
+    gaps = (found.directions * found.starts[:, None]).sum(2) - exact
+    assert float(gaps[:, 1:].max()) > 1.5
+
+
 @pytest.mark.parametrize("merging", [False, True])
 def test_columns_pass_one_another_at_half_the_separation(merging):
     generator = torch.Generator().manual_seed(1)
