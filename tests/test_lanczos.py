@@ -914,3 +914,18 @@ def test_runs_in_the_complement_begin_with_as_many_vectors(levels, given, widths
     every = torch.cat([torch.tensor(levels), rest]) if levels[0] else torch.tensor(levels)
     rt.eigenpairs(torch.diag(every), **{"k": len(levels) + 2, **given})
     assert (begun if levels[0] else begun[:2]) == widths
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bases_are_made_where_the_vectors_are(dtype, cuda, generator):
+    """Coefficients and norms, too: their sums are float64 on the vectors' device."""
+    near = torch.randn(70, 5, generator=generator).to(dtype)
+    far, wide = near.to(cuda), near.double()
+    products = dots(far[:, :2], far[:, 2:])
+    basis, lengths = orthonormal(far[:, :1], 0.0)
+    inside = [project_out(far[:, 1:].clone(), basis, roughly=roughly) for roughly in (True, False)]
+    drawn = random_orthonormal(2, basis, generator)
+    assert {x.device for x in (products, basis, lengths, *inside, drawn)} == {far.device}
+    assert basis.dtype == drawn.dtype == dtype and products.dtype == torch.float64
+    exact = wide[:, :2].T @ wide[:, 2:]
+    torch.testing.assert_close(products.cpu(), exact, rtol=0, atol=70 * EPS * 25)

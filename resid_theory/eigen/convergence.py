@@ -150,8 +150,9 @@ class SearchState:
             hidden[listed] = torch.minimum(hidden[listed], sign * (edge - values[listed]))
             others = (sign * values + self.ritz.residuals)[wanted == 0].tolist()
             limits.append(sign * max([sign * edge + noise, *others]))
-        reach = torch.where(hidden.isfinite(), hidden.clamp_min(0) + noise, 0.0)
-        return torch.maximum(bounds, reach), hidden < 0, (limits[0], limits[1])
+        wide = torch.maximum(bounds, hidden.clamp_min(0) + noise)
+        held = torch.where(hidden.isfinite(), wide, bounds)
+        return held, hidden < 0, (limits[0], limits[1])
 
     def _innermost(self, sign: int) -> float:
         """The innermost number at an end beyond which hardly an eigenvalue is missed, or inf."""
