@@ -977,3 +977,20 @@ def test_rows_have_norms_at_every_scale(dtype, exponents):
     torch.testing.assert_close(row_norms(x), torch.tensor(exact), rtol=4 * eps, atol=0)
     zeros = torch.zeros(2, 3, dtype=dtype)
     assert row_norms(zeros).tolist() == row_norms(zeros[:, :0]).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("measure", [
+    lambda net, x, device: rt.layer_cushions(net, x, batch=3, device=device).values,
+    lambda net, x, device: rt.stability.weight_noise(
+        net, x, levels=[0.1], draws=1, batch=3, device=device
+    ).at_output,
+    lambda net, x, device: rt.interlayer_cushions(
+        net, x, start=0, method="probes", probes=2, batch=3, device=device
+    ).values,
+], ids=["layers", "noise", "interlayer"])  # fmt: skip
+def test_numbers_of_a_gpu_come_back(measure, cuda):
+    """Up to the rounding of other kernels, of whatever is summed in another order."""
+    net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4))
+    x = noise(5, 2, 3, 3)
+    found, expected = (measure(net, x, device) for device in (cuda, "cpu"))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 from test_lanczos import grown
+from tolerances import EPS
 
 import resid_theory as rt
 from resid_theory.curvature.rounding import asymmetry
@@ -470,6 +471,14 @@ def test_a_place_on_a_node_is_no_second_node():
     for place in (1.0, 4.0):  # of several it is one
         nodes, weights = radau_rule(*apart, place)
         assert (nodes.tolist(), weights.tolist()) == ([1.0, 4.0], [1.0, 0.0])
+
+
+def test_links_of_very_different_sizes_do_not_overflow():
+    """The square of the larger one over a distance of the size of the smaller one is 1e240."""
+    links = torch.tensor([1e-80, 1e80])
+    nodes, weights = radau_rule(torch.zeros(2), links, 0.5e-80)
+    assert nodes.isfinite().all()
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0), rtol=0, atol=16 * EPS)
 
 
 # -- the search for an edge, with chances that are told --------------------------------------------
