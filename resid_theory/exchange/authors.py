@@ -181,7 +181,7 @@ def _built(
 ) -> nn.Sequential:
     """The net of these groups and this stem, in eval mode; ValueError if there is none."""
     sides, channels = tuple(stem[2:]), stem[0]
-    cifar = len(layers) == 3 and len(set(layers)) == 1 and layers[0] > 0 and layers[0] % 2 == 0
+    cifar = len(layers) == 3 and len(set(layers)) == 1 and layers[0] % 2 == 0
     if sides not in ((3, 3), (7, 7)):
         raise ValueError(f"has a stem of {sides}, needs (3, 3) for CIFAR or (7, 7) for ImageNet")
     if not (layers in _IMAGENET if sides == (7, 7) else cifar):
