@@ -204,6 +204,15 @@ def test_targets_that_do_not_fit(case):
         assert str(caught.value) == f"data y: {message}"
 
 
+def test_labels_from_the_first_class_to_the_last():
+    """Of one class or more, where all count, some or none."""
+    loss = Loss.of("cross_entropy")
+    for classes, labels in ((1, [0, 0]), (1, [-100, -100]), (3, [2, -100]), (3, [0, 0])):
+        loss.check_target(torch.zeros(2, classes), torch.tensor(labels))
+    with pytest.raises(ValueError, match="^data y: got class labels from 0 to 1 for 1 outputs, ne"):
+        loss.check_target(torch.zeros(2, 1), torch.tensor([0, 1]))
+
+
 @pytest.mark.parametrize(("shape", "needs"), [
     ((5,), "those of (5,) without one axis"), ((2, 3, 4), "those of (2, 3, 4) without one axis"),
     ((5, 3), "(m,) for (5, 3)"),
@@ -329,6 +338,7 @@ def test_dense_cross_entropy(case, soft, generator):
     loss.check_target(output, target)
     torch.testing.assert_close(loss(output, target), expected, rtol=1e-14, atol=0)
     assert loss.weights(target).tolist() == [labels[0].numel()] * 4
+    assert KnownWeighting(loss).of_part(output, target, 4) == labels.numel()
     if axis == 1:  # where torch has them
         assert Loss.of(nn.CrossEntropyLoss()).weights(target).tolist() == [labels[0].numel()] * 4
 

@@ -175,6 +175,15 @@ def test_a_sample_without_labels_does_not_hide_that_the_first_word_is_not_predic
     assert relative_error(found, exact(net, whole)) < HESSIAN
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "masked"])
+def test_first_words_without_a_label_do_not_hide_it_either(causal):
+    """In the first batch, as where a prompt is left out."""
+    net, whole = Language(causal), batch()
+    whole["labels"][:2, 0] = -100
+    found = rt.curvature_operator(net, "model", FORMS["list"](whole)).dense()
+    assert relative_error(found, exact(net, whole)) < HESSIAN
+
+
 @pytest.mark.parametrize("own", ["balanced", "pairs"])
 def test_a_loss_that_is_no_mean_takes_one_batch(own):
     net, whole = Language(True, own=own), batch()
@@ -318,6 +327,26 @@ def test_one_label_for_each_sample(by):
     exact = oracles.hessian_by_nested_gradients(net(x, labels)["loss"], list(net.parameters()))
     found = rt.curvature_operator(net, "model", parts)
     assert relative_error(found.dense(), exact) < HESSIAN
+
+
+@pytest.mark.parametrize("gap", [0.9e-5, -0.9e-5, 1.1e-5, -1.1e-5])
+def test_a_mean_of_single_losses_may_be_off_by_steps_of_float32(gap):
+    """Relative to the loss of two samples, here about 1e3."""
+    net, x = Classes(4, 3).double(), oracles.noise(2, 4)
+    labels, own = torch.tensor([1, 2]), {1: 1e3, 2: 1e3 * (1 + gap)}
+    net.forward = lambda x, labels: {"loss": torch.tensor(own[len(x)])}
+    found = rt.Loss.of("model").weighed(net, {"x": x, "labels": labels})
+    if abs(gap) < 1e-5:
+        assert not found.whole and float(found.weights({"labels": labels})) == 2
+    else:
+        assert found.weights is None and "no mean over samples or labels" in found.whole
+
+
+def test_a_first_batch_of_one_sample():
+    net, x, labels = Classes(4, 3).double(), oracles.noise(4, 4), torch.tensor([1, 0, 2, 1])
+    parts = [{"x": x[rows], "labels": labels[rows]} for rows in ([0], [1, 2, 3])]
+    exact = oracles.hessian_by_nested_gradients(net(x, labels)["loss"], list(net.parameters()))
+    assert relative_error(rt.curvature_operator(net, "model", parts).dense(), exact) < HESSIAN
 
 
 @pytest.mark.parametrize("outputs", [1, 2], ids=["by sample", "by value"])

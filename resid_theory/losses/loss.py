@@ -202,12 +202,11 @@ class Loss:
             one = f"(m,) for {shape}" if output.dim() == 2 else f"those of {shape} without one axis"
             raise ValueError(f"data y: got labels of shape {tuple(target.shape)}, needs {one}")
         classes, index = output.shape[axis], target.long()  # bool has no minimum
-        valid = index[index != IGNORED] if target.is_signed() and ignored else index
-        low, high = (int(valid.min()), int(valid.max())) if len(valid) else (0, 0)
-        if low < 0 or high >= classes:
+        valid = index[index != IGNORED] if ignored else index
+        if bool(((valid < 0) | (valid >= classes)).any()):
             raise ValueError(
-                f"data y: got class labels from {low} to {high} for {classes} outputs, "
-                f"needs labels in 0..{classes - 1}"
+                f"data y: got class labels from {valid.min()} to {valid.max()} for {classes} "
+                f"outputs, needs labels in 0..{classes - 1}"
                 + (f", or {IGNORED} for samples that do not count" if ignored else "")
             )
 
