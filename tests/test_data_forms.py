@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import resid_theory as rt
-from resid_theory.data import Data
+from resid_theory.data import Batch, Data
+from resid_theory.data.pass_record import PassRecord
 from resid_theory.data.regression import Regression
 from resid_theory.data.sample_look import coupling, examples
 from resid_theory.losses import SampleAxes
@@ -551,3 +552,52 @@ def test_a_net_without_a_signature_is_called(forward, x):
         assert torch.equal(batch.call(net), output)
     found = rt.evaluate(net, (x, X), loss="square").loss
     assert found == pytest.approx(0.5 * (output - X).square().sum().item() / 5, rel=1e-12)
+
+
+# -- passes ----------------------------------------------------------------------------------------
+
+
+def record(*batches):
+    made = PassRecord()
+    for x, y, weight in batches:
+        made.add(Batch(content=(x, y), size=len(x), sample_weight=weight))
+    return made
+
+
+def test_passes_over_the_data_are_told_apart():
+    x, y, weight = torch.randn(6, 2), torch.arange(6), torch.rand(6)
+
+    def cut(*sizes, rows=slice(None), x=x, y=y, weight=weight):
+        parts = (each[rows].split(sizes) for each in (x, y, weight))
+        return record(*zip(*parts, strict=True))
+
+    usual, top = cut(4, 2), torch.where(torch.arange(6) == 4, -(2**63), 0)
+    assert usual.difference(cut(4, 2)) == "none"
+    assert usual.difference(cut(2, 4)) == usual.difference(cut(4, 2, rows=[1, 0, 2, 3, 5, 4]))
+    assert usual.difference(cut(2, 4)) == "order"
+    changed = {
+        "fewer": cut(4, 1, rows=slice(5)),
+        "inputs": cut(4, 2, x=x.where(x != x[4, 1], 0.0)),
+        "columns": cut(4, 2, x=x.flip(1)),
+        "targets of others": cut(4, 2, y=y.flip(0)),
+        "the top bit of a target": cut(4, 2, y=y ^ top),
+        "weights": cut(4, 2, weight=weight.flip(0)),
+        "no weights": record((x[:4], y[:4], None), (x[4:], y[4:], None)),
+        "the imaginary part": cut(4, 2, x=torch.complex(x, x)),
+    }
+    assert {name: usual.difference(other) for name, other in changed.items()} == dict.fromkeys(
+        changed, "samples"
+    )
+    both = [record((a, b, None)) for a, b in ((y, y + 1), (y + 1, y))]
+    assert both[0].difference(both[1]) == "samples"
+
+
+def test_what_a_batch_shares_counts_and_what_has_no_axes_or_entries_does_not():
+    def shared(*rest):
+        made = PassRecord()
+        made.add(Batch(content=[torch.arange(3), *rest], size=3))
+        return made
+
+    usual = shared(torch.tensor([7, 8]))
+    assert usual.difference(shared(torch.tensor([7, 9]))) == "samples"
+    assert usual.difference(shared(torch.tensor([7, 8]), torch.tensor(1), torch.ones(0))) == "none"

@@ -228,6 +228,18 @@ def test_vectors_of_all_ranks_are_compared(three, row, apart, size):
         assert str(found).startswith(says) == (apart > 1e-6)
 
 
+@pytest.mark.parametrize(("part", "refused"), [(0.99, False), (1.01, True)])
+def test_vectors_may_differ_by_round_off_and_no_more(three, part, refused):
+    """In one row of 4 equal columns, of which one rank has (1 + a) times the others': the sketches
+    are 4, 4 and 4 (1 + a), so 3 sums of squares less the squared sum are 32 a^2."""
+    norms = 12  # to first order in a
+    apart = part * (1e-8 * 3 * norms / 32) ** 0.5
+    vectors = torch.zeros(2, 4).double()
+    vectors[0] = 1
+    said = three(lambda g: g.add_product(vectors, vectors * (1 + apart * (g.rank == 2))))
+    assert [isinstance(each, str) for each in said] == [refused] * 3
+
+
 def test_a_failure_of_some_ranks_reaches_all(three):
     assert three(lambda g: g.together(None, CPU)) == [None] * 3
     failure = OSError("mine")
@@ -272,6 +284,12 @@ def test_the_first_parameter_that_differs_is_named(three, differing, what):
         assert found is None if what is None else found.startswith(f"ValueError: net: {what} diff")
 
 
+def test_the_only_parameter_is_compared(three):
+    says = "ValueError: net: parameter 0 differs between ranks, needs the same net and arguments "
+    for found in three(lambda g: g.check_same([torch.tensor([g.rank])], "")):
+        assert found.startswith(says)
+
+
 def test_one_rank_on_a_gpu(cuda, monkeypatch):
     world = Threads(1, cuda.type)
     monkeypatch.setattr(process_group, "dist", world)
@@ -280,6 +298,16 @@ def test_one_rank_on_a_gpu(cuda, monkeypatch):
     assert_same(group.add_product(vectors, vectors), vectors)
     group.check_same([vectors, vectors], "")
     group.together(None, cuda)
+
+
+@pytest.mark.parametrize("lacks", ["is_available", "is_initialized"])
+def test_without_processes_there_is_no_world(three, monkeypatch, lacks):
+    monkeypatch.setattr(Threads, lacks, staticmethod(lambda: False))
+    says = (
+        "ValueError: process_group: got 'world', but torch.distributed is not initialized; call "
+        "torch.distributed.init_process_group in every process first"
+    )
+    assert three(lambda _: ProcessGroup("world")) == [says] * 3
 
 
 @pytest.mark.parametrize("group", ["worlds", "all"])

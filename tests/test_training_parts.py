@@ -242,6 +242,23 @@ def test_weights_of_many_samples_are_added_in_float64(monkeypatch):
     assert float(samples.weight(slice(1, 4))) == weights.double().sum().item()
 
 
+@pytest.mark.parametrize("places", [(), (2,)], ids=["samples", "tokens"])
+def test_labels_that_count_are_counted(places):
+    x, y = torch.ones(40, *places, 3), torch.arange(40) % 18
+    y[3] = y[5] = -100
+    y = y.view(40, *[1] * len(places)).expand(40, *places)
+    samples = DeviceDataset("data", (x, y), nn.Linear(3, 18), PLAIN.change(batch=8))
+    assert samples.labels == y.numel() * 38 // 40
+
+
+def test_the_digest_of_images_is_that_of_their_constants_in_float64():
+    data, digests = replace(images(40), mean=(0.1,), std=(0.3,)), set()
+    for kind in (torch.float64, torch.float32):
+        torch.set_default_dtype(kind)
+        digests.add(DeviceDataset("data", data, conv_net().double(), PLAIN).digest)
+    assert len(digests) == 1
+
+
 def test_targets_are_checked_4096_at_a_time():
     sizes = []
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import resid_theory as rt
+from resid_theory.runtime.weight_files import load_weights, read_safely, without_wrappers
 
 
 def build(seed=1):
@@ -105,6 +106,63 @@ def test_names_of_one_tensor(tmp_path):
         rt.load_checkpoint(tmp_path / "two.pt", net=net)
 
 
+def test_names_of_one_tensor_in_other_forms():
+    """Both missing; not numbers; of two dtypes; without entries, which are in no place."""
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    net[1].weight = net[0].weight
+    with pytest.raises(ValueError) as caught:
+        load_weights(net, {"c": torch.ones(1)})
+    assert str(caught.value) == (
+        "does not fit the net: missing: '0.weight', '1.weight'; unexpected: 'c'"
+    )
+    weight = torch.tensor([[torch.nan, 0.1], [0.2, 0.3]], dtype=torch.float64)
+    load_weights(net, {"0.weight": weight, "1.weight": weight.float()})
+    assert_same(net[0].weight.detach().nan_to_num(7), weight.float().double().nan_to_num(7))
+    empty = nn.ParameterList([torch.ones(2, 0), torch.ones(2, 0)])
+    with pytest.raises(ValueError, match=r"^does not fit the net: missing: '1'$"):
+        load_weights(empty, {"0": torch.ones(2, 0)})
+
+
+def test_weights_of_complex_nets_keep_their_imaginary_parts():
+    def mixed():
+        real, complex_ = nn.Linear(2, 2).float(), nn.Linear(2, 2, dtype=torch.complex128)
+        return nn.Sequential(real, complex_)
+
+    wanted, net = mixed(), mixed()
+    load_weights(net, wanted.state_dict())
+    assert_same(net.state_dict(), wanted.state_dict())
+
+
+def test_names_with_and_without_wrappers_stand_for_themselves():
+    entries = {"a.module.b": 1, "a.b": 2, "_orig_mod.c": 3}
+    assert without_wrappers(entries) == entries
+    del entries["a.b"]
+    assert without_wrappers(entries) == {"a.b": 1, "c": 3}
+
+
+def test_what_torch_says_of_a_file_is_told_in_part(tmp_path, monkeypatch):
+    def said(words):
+        def load(*_, **__):
+            raise RuntimeError(words)
+
+        monkeypatch.setattr(torch, "load", load)
+        with pytest.raises(ValueError) as caught:
+            read_safely(tmp_path / "net.pt")
+        return str(caught.value)
+
+    begin = "is not, or not whole, a file of tensors by torch.save"
+    long = "WeightsUnpickler error: " + "x" * 250
+    assert said(f"see WeightsUnpickler error: no.\n WeightsUnpickler error: {long}") == (
+        f"{begin} ({'x' * 200})"
+    )
+    assert said("Bad file. Or not.\nAt all") == f"{begin} (Bad file)"
+    assert said("Bad file\nor not. At all") == f"{begin} (Bad file)"
+    assert said("WeightsUnpickler error: ") == f"{begin} (RuntimeError)"
+    assert said("No GLOBAL os.system is allowed. GLOBAL b") == (
+        "asks for os.system, which no file of plain tensors does; nothing in it was run"
+    )
+
+
 class Payload:
     """Pickles as a call: whoever unpickles it runs it."""
 
@@ -122,9 +180,22 @@ REFUSED = {
     "whole module": (build(), "asks for torch.nn.modules.container.Sequential"),
     "list": ([torch.ones(2)], "holds a list, needs a state dict"),
     "number": ({"a": 1.0}, "holds no state dict, its entries are 'a'; needs tensors by name"),
+    "strings": (["a"], "holds a list, needs a state dict"),
+    "numbered": (
+        {n: torch.ones(1) for n in range(6)},
+        "holds no state dict, its entries are 0, 1, 2, 3, 4; needs tensors by name",
+    ),
     "two": ({"a": prefixed(""), "b": prefixed("")}, "holds several state dicts, its entries are"),
     "missing": ({"0.weight": torch.ones(4, 3)}, "missing: '0.bias', '1.weight', '1.bias', '1.run"),
     "more": (prefixed("") | {"3.weight": torch.ones(1)}, "net: unexpected: '3.weight'"),
+    "five more": (
+        prefixed("") | {f"x{n}": torch.ones(1) for n in range(5)},
+        "net: unexpected: 'x0', 'x1', 'x2', 'x3', 'x4'",
+    ),
+    "two beginnings": (
+        {"a.x": torch.ones(1), "b.y": torch.ones(1)},
+        "'1.running_mean' and 3 more; unexpected: 'a.x', 'b.y'",
+    ),
     "many more": (prefixed("") | {f"x{n}": torch.ones(1) for n in range(7)}, "'x4' and 2 more"),
     "kinds": (prefixed("") | {"0.bias": 3}, "of another shape: '0.bias' int for (4,)"),
     "shapes": (
@@ -142,7 +213,10 @@ def test_a_file_that_does_not_fit_is_refused_and_the_net_left_as_it_was(tmp_path
     net = build()
     with pytest.raises(ValueError) as refusal:
         rt.load_checkpoint(tmp_path / "net.pt", net=net)
-    assert str(refusal.value).startswith(f"{tmp_path / 'net.pt'}: ") and says in str(refusal.value)
+    said = str(refusal.value)
+    assert (
+        said.startswith(f"{tmp_path / 'net.pt'}: ") and says in said and " and 0 more" not in said
+    )
     assert_same(net.state_dict(), build().state_dict())
     assert net.training
 

@@ -104,11 +104,13 @@ class ProcessGroup:
         """Refuse to go on with values that differ between processes; names the first."""
         first = self.from_first(lambda: dict(content), device)
         other = next((name for name, value in content.items() if value != first[name]), None)
-        failure = other and ValueError(
-            f"process_group: {other} is {content[other]!r} on rank {self.rank} and "
-            f"{first[other]!r} on rank 0, needs the same everywhere"
-        )
-        self.together(failure or None, device)
+        failure = None
+        if other is not None:
+            failure = ValueError(
+                f"process_group: {other} is {content[other]!r} on rank {self.rank} and "
+                f"{first[other]!r} on rank 0, needs the same everywhere"
+            )
+        self.together(failure, device)
 
     def check_same(self, tensors: list[Tensor], settings: str) -> None:
         """Refuse weights or settings that differ between processes, by their checksums."""

@@ -171,8 +171,6 @@ def _shared(wanted: Mapping[str, Any]) -> Iterable[list[str]]:
 
 def _renamed(wanted: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Entries under the names of the net, as far as wrappers and a common beginning tell them."""
-    if tensors.keys() == wanted.keys():
-        return dict(tensors)
     own = without_wrappers({name: name for name in wanted})
     plain = without_wrappers(tensors)
     if plain.keys() - own.keys() == {"n_averaged"}:  # AveragedModel's count

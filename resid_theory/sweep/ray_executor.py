@@ -73,7 +73,7 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
             source, count = (alone, 1) if alone else (waiting, min(size, len(waiting)))
             part = [source.popleft() for _ in range(count)]
             running[task.remote(part, stored, options.device)] = part
-        reference = ray.wait(list(running), num_returns=1)[0][0]
+        reference = ray.wait(list(running))[0][0]
         part = running.pop(reference)
         try:
             reports = ray.get(reference)
