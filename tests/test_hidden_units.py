@@ -1,0 +1,189 @@
+"""Parts of the prediction from hidden units, each against sums written out."""
+
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+import torch
+from oracles import noise
+from tolerances import HESSIAN, assert_same, relative_error
+from torch import nn
+
+from resid_theory.curvature import hidden_units
+from resid_theory.curvature.hidden_units import (
+    PredictedLoss,
+    UnitGroup,
+    compare_product,
+    inputs_of,
+    pushed,
+)
+
+
+def use_of(name, shape, *, start=0, bias=""):
+    """A use of a matrix (out, in) that lies in a parameter from an entry on."""
+    entries = start + torch.arange(shape[0] * shape[1]).view(shape).T
+    return SimpleNamespace(name=name, entries=entries, bias=bias)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_form_is_a_sum_over_units_and_slots(alike):
+    # Readers (4, 3) and (2, 2), writers (2, 4) and (3, 4); one lies behind two other entries.
+    uses = {
+        ("up",): use_of("up", (4, 3), bias="up.bias"), ("side",): use_of("side", (2, 2)),
+        ("down",): use_of("both", (2, 4), start=2), ("out",): use_of("out", (3, 4)),
+    }  # fmt: skip
+    first = UnitGroup(
+        reader=("up",), units=torch.tensor([3, 1]),
+        slots=[(("down",), torch.tensor([0, 2])), (("out",), torch.tensor([1, 3]))],
+        blocks=[noise(2, 4, seed=1), noise(3, 4, seed=2)],
+    )  # fmt: skip
+    second = UnitGroup(
+        reader=("side",), units=torch.tensor([0]), slots=[(("out",), torch.tensor([2]))],
+        blocks=[noise(3, 2, seed=3)],
+    )  # fmt: skip
+    assert_same(first.correlation, torch.cat(first.blocks))
+    names, sizes = ("c", "d"), (5, 5) if alike else (5, 3)
+    shift = noise(5, 5, seed=4) if alike else noise(8, 8, seed=4)
+    units = SimpleNamespace(groups=[first, second])
+    moves = {
+        "up": noise(4, 3, seed=5), "side": noise(2, 2, seed=6), "both": noise(12, seed=7),
+        "out": noise(3, 4, seed=8), "c": noise(sizes[0], seed=9), "d": noise(sizes[1], seed=10),
+    }  # fmt: skip
+    bare = PredictedLoss(uses, units, 2.5, (), None)
+    assert bare.biases == {"up.bias"} and bare.total == 2.5 and bare.uses is uses
+    down = moves["both"][2:10].view(2, 4)
+    terms = [
+        down[:, 0] @ first.blocks[0][:, :3] @ moves["up"][3],
+        down[:, 2] @ first.blocks[0][:, :3] @ moves["up"][1],
+        moves["out"][:, 1] @ first.blocks[1][:, :3] @ moves["up"][3],
+        moves["out"][:, 3] @ first.blocks[1][:, :3] @ moves["up"][1],
+        moves["out"][:, 2] @ second.blocks[0] @ moves["side"][0],
+    ]
+    right = torch.stack(terms).sum() / 2.5
+    assert relative_error(bare(moves), right) <= HESSIAN
+    moved = moves["c"] + moves["d"] if alike else torch.cat([moves["c"], moves["d"]])
+    right = right + moved @ shift @ moved / 2
+    assert relative_error(PredictedLoss(uses, units, 2.5, names, shift)(moves), right) <= HESSIAN
+    none = PredictedLoss(uses, SimpleNamespace(groups=[]), 1.0, (), None)
+    assert none(moves) == 0 and none(moves).requires_grad and none.biases == set()
+
+
+def test_inputs_have_a_column_for_a_bias():
+    x = noise(2, 3, 4).requires_grad_()
+    assert_same(inputs_of(SimpleNamespace(input=x, bias="")), x.detach())
+    found = inputs_of(SimpleNamespace(input=x, bias="b"))
+    assert_same(found, torch.cat([x.detach(), torch.ones(2, 3, 1)], dim=2))
+    assert not found.requires_grad
+
+
+def test_columns_are_counted_round_and_round():
+    use = SimpleNamespace(input=noise(2, 5, 3), bias="b", weight=torch.zeros(2, 3, 2))
+    found, x = hidden_units._column(use, torch.tensor([1, 3, 4, 11])), inputs_of(use)
+    assert found.shape == (2, 5, 2)
+    for part, columns in enumerate([(1, 3), (0, 3)]):
+        for unit, column in enumerate(columns):
+            assert_same(found[part, :, unit], x[part, :, column])
+
+
+def clusters(rows):
+    return [alike.tolist() for alike in islice(hidden_units._clusters(rows), len(rows) + 1)]
+
+
+def test_rows_that_differ_by_round_off_are_alike():
+    # The first row has the length of all, but for next to nothing.
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.99e-8], [1.0, 1.01e-8], [0.0, 0.0]])
+    rows[0] *= 2.0**20
+    rows[2:4] *= 2.0**20
+    rows[2:4, 1] *= 3**0.5  # three rows have this length
+    assert clusters(rows) == [[0, 2], [1, 4], [3]]
+    assert clusters(0 * rows[:2]) == [[0, 1]]
+    assert clusters(rows[:0]) == []
+
+
+def test_responses_of_sides_are_averaged():
+    given = {7: noise(1)}
+    responses = [{0: noise(2, seed=1), 1: noise(3, seed=2)}, {0: noise(2, seed=3)},
+                 {1: noise(3, seed=4), 2: noise(1, seed=5)}]  # fmt: skip
+    seen = []
+    sides = [
+        SimpleNamespace(push=lambda moves, found=found: seen.append(moves) or found)
+        for found in responses
+    ]
+    found = pushed(sides, given)
+    assert list(found) == [0, 1, 2] and all(moves is given for moves in seen)
+    right = {0: responses[0][0] + responses[1][0], 1: responses[0][1] + responses[2][1]}
+    for number, total in (right | {2: responses[2][2]}).items():
+        assert relative_error(found[number], total / 3) <= HESSIAN
+
+
+class Form:
+    """Half a quadratic form of some parameters, whose prediction leaves biases out."""
+
+    def __init__(self, matrices, total, biases=()):
+        self.matrices, self.total, self.biases = matrices, total, set(biases)
+
+    def __call__(self, moves):
+        return sum(
+            (moves[n].flatten() @ m @ moves[n].flatten()) / 2 for n, m in self.matrices.items()
+        )
+
+
+def graph_of(own, matrices, weight, coupled=0.0):
+    loss = Form(matrices, None)(own)
+    if coupled:
+        loss = loss + coupled * own["w"] @ own["b"]
+    return SimpleNamespace(loss=loss, weight=weight)
+
+
+def symmetric(size, seed):
+    a = noise(size, size, seed=seed)
+    return a + a.T
+
+
+def test_products_are_compared_over_batches_and_sides():
+    own = {"w": nn.Parameter(noise(2, 3)), "v": nn.Parameter(noise(4, seed=1)),
+           "idle": nn.Parameter(noise(2, seed=2))}  # fmt: skip
+    each = [[(symmetric(6, s), symmetric(4, s + 1)) for s in pair] for pair in ((3, 5), (7, 9))]
+    weights = (0.5, 2.0)
+
+    def batches():
+        for weight, sides in zip(weights, each, strict=True):
+            yield [graph_of(own, {"w": w, "v": v}, weight) for w, v in sides]
+
+    mean = [
+        sum(weight * (one[place] + other[place]) / 2
+            for weight, (one, other) in zip(weights, each, strict=True)) / 2.5
+        for place in (0, 1)
+    ]  # fmt: skip
+    right = {"w": mean[0], "v": mean[1]}
+    compare_product(batches, own, Form(right, 2.5), bound=HESSIAN)
+    for name in ("w", "v"):
+        changed = Form(right | {name: 1.01 * right[name]}, 2.5)
+        with pytest.raises(ValueError) as caught:
+            compare_product(batches, own, changed, bound=1e-3)
+        assert str(caught.value) == (
+            f"net: {name!r} has curvature at zero weights that is neither that of a first layer "
+            "with a last one nor that of a bias on the stream; not covered are products of two "
+            "layers without a third, parameters of zero in front of a last layer, gated biases"
+        )
+    with pytest.raises(ValueError, match="^net: 'w' has curvature at zero weights"):
+        compare_product(
+            batches, own, Form({"w": torch.nan * mean[0], "v": mean[1]}, 2.5), bound=1.0
+        )
+
+
+@pytest.mark.parametrize(("part", "fits"), [(0.99, True), (1.01, False)])
+def test_the_bound_is_relative_to_the_largest_product(part, fits):
+    # The bias does not move, and ten times the vector of the weight arrives at it.
+    own = {"w": nn.Parameter(noise(3)), "b": nn.Parameter(noise(3, seed=1))}
+    eye = torch.eye(3)
+    predicted = Form({"w": (1 + part * 10 * 1e-3) * eye, "b": 5 * eye}, 1.0, ["b"])
+
+    def batches():
+        yield [graph_of(own, {"w": eye, "b": 7 * eye}, 1.0, coupled=10.0)]
+
+    if fits:
+        compare_product(batches, own, predicted, bound=1e-3)
+    else:
+        with pytest.raises(ValueError, match="^net: 'w' has curvature"):
+            compare_product(batches, own, predicted, bound=1e-3)
