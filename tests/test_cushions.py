@@ -723,6 +723,13 @@ class Coupled(nn.Module):
         return x + 2e-5 * x.mean(0)
 
 
+def test_inputs_of_zeros_do_not_depend_on_other_samples():
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3))
+    nn.init.zeros_(net[0].weight)
+    values = rt.layer_cushions(net, noise(5, 4, seed=1)).values  # a warning would be an error
+    assert values.shape == (2, 5) and bool(values.isnan().all())
+
+
 @pytest.mark.parametrize(
     "middle",
     [lambda: nn.BatchNorm1d(4, track_running_stats=False), Coupled],

@@ -10,7 +10,7 @@ import scipy.sparse
 import scipy.stats
 import torch
 from scipy.sparse.linalg import aslinearoperator
-from tolerances import HESSIAN
+from tolerances import HESSIAN, relative_error
 from torch import nn
 
 import resid_theory as rt
@@ -496,3 +496,10 @@ def test_matrices_of_other_libraries(given):
     third = torch.full((40,), 1 / 3, dtype=torch.float64)
     gap = (A @ third - torch.arange(40) / 3.0).abs().max()
     assert float(gap) <= 40 * torch.finfo(A.dtype).eps  # of vectors in the matrix's own precision
+
+
+def test_the_identity_knows_its_lowest_eigenvalue():
+    v = torch.arange(1.0, 6.0)
+    found = rt.eigen.Identity(5).solve(v, damping=-0.7)  # 0.3 times the identity is definite
+    assert found.method == "cg" and relative_error(found.values, v / 0.3) < 4 * EPS
+    assert bool((found.error_bounds < 1e-12).all())

@@ -105,3 +105,18 @@ def test_a_space_pays_where_its_share_of_the_rest_exceeds_seven_tenths(
     monkeypatch.setattr(traces, "_extend", lambda drawn, *rest: begun.append((drawn.count, *rest)))
     (rt.trace, rt.frobenius_norm)[power - 1](torch.diag(LEVELS), budget=24)
     assert begun[:1] == ([(4, 24, power)] if wide > 1 else [])
+
+
+def test_no_product_with_nothing_is_asked_for(generator):
+    matrix = torch.randn(60, 60, generator=generator)
+    matrix += matrix.clone().T  # in which no few directions carry most
+
+    class Counted(Wrapped):
+        def __matmul__(self, vectors):
+            widths.append(vectors.shape[1])
+            return super().__matmul__(vectors)
+
+    for call in (rt.trace, rt.frobenius_norm):
+        widths = []
+        call(Counted(matrix), budget=20)
+        assert 0 not in widths and sum(widths) == 20

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import hessian_by_nested_gradients
+from oracles import hessian_by_nested_gradients, noise
 from small_transformers import LanguageModel, RMSNorm
 from tolerances import HESSIAN
 from torch import nn
@@ -842,3 +842,29 @@ def test_large_inputs_make_no_kink():
         torch.randn(2, 5, 3),
     )
     assert not zero_point_of_net(net, "square", (1e8 * x, y)).notes
+
+
+class Gained(nn.Module):
+    """x + D (gains · relu(U x)) with a linear layer behind it."""
+
+    def __init__(self, gains):
+        super().__init__()
+        self.up, self.down = nn.Linear(3, len(gains)), nn.Linear(len(gains), 3)
+        self.head = nn.Linear(3, 3)
+        self.register_buffer("gains", gains)
+
+    def forward(self, x):
+        return self.head(x + self.down(self.gains * torch.relu(self.up(x))))
+
+
+def test_a_unit_with_a_small_gain_counts():
+    ranks = []
+    for least in (1.0, 0.005):  # of 64 units: a threshold by their sum would take it for none
+        gains = torch.ones(64)
+        gains[5] = least
+        data = noise(50, 3, seed=1), noise(50, 3, seed=2)
+        point = zero_point_of_net(
+            Gained(gains), "square", data, branches=["up.weight", "down.weight"]
+        )
+        ranks.append(point.spectrum.rank)
+    assert ranks[0] == ranks[1]
