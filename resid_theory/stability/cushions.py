@@ -301,8 +301,9 @@ class _Meter:
         if known not in self.known:
             norm, weights = NORMS[self.norm], [use.removed, use.weight]
             wide = torch.complex128 if use.kernel.is_complex() else torch.float64
-            found = [norm(w.to("cpu", wide), use.geometry, size, places) for w in weights]
-            self.known[known] = torch.stack(found)
+            found = [norm(w.to("cpu", wide), use.geometry, size, places)
+                     for w in weights[: 1 + bool(use.owner)]]  # fmt: skip
+            self.known[known] = torch.stack([found[0], found[-1]])
         norms = self.known[known]
         gains = torch.where(below > 0, above / below, torch.nan).cpu()
         return torch.cat([gains[None], norms[:, None].expand(2, self.samples)])
