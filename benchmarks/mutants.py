@@ -193,8 +193,7 @@ def namespace(module: str, text: str) -> dict[str, Any]:
 def transplant(holder: Any, plain: Any, mutant: Any) -> int:
     """Give a module or a class the mutant's functions and constants; the number of changes."""
     changes, old = 0, dict(vars(holder))
-    cyclic = {"_backward_cls", "_forward_cls"}  # of a function of autograd and its node
-    for name in (old.keys() & plain.keys() & mutant.keys()) - cyclic:
+    for name in old.keys() & plain.keys() & mutant.keys():
         now, before, after = old[name], plain[name], mutant[name]
         if isinstance(now, type):
             if now.__module__ == before.__module__ and "<" not in now.__qualname__:
