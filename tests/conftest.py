@@ -128,6 +128,36 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+class Bar:
+    """A progress bar that keeps what it is told."""
+
+    def __init__(self, made, **options):
+        self.options, self.done = options, []
+        made.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.options["done"] = self.done
+
+    def update(self, count):
+        self.done.append(count)
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    """Replaces the progress bars of modules, and returns the list of those that are made."""
+
+    def replaced(*modules):
+        made = []
+        for module in modules:
+            monkeypatch.setattr(module, "tqdm", lambda **options: Bar(made, **options))
+        return made
+
+    return replaced
+
+
 @pytest.fixture(scope="session")
 def live_folder(tmp_path_factory):
     """Where tests and notebooks share quick records, in all processes of pytest-xdist."""

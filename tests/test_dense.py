@@ -846,28 +846,9 @@ def test_graphs_may_take_what_the_matrix_leaves(limited, data, monkeypatch):
     assert given == [(limit - needed) // (1 if limited else 2)]
 
 
-class Bar:
-    """A progress bar that keeps what it is told."""
-
-    def __init__(self, made, **options):
-        self.options, self.done = options, []
-        made.append(self)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.options["done"] = self.done
-
-    def update(self, count):
-        self.done.append(count)
-
-
 @pytest.mark.parametrize("progress", [True, False])
-def test_bars_count_columns_or_samples(progress, data, monkeypatch):
-    made = []
-    for module in (columns, dense):
-        monkeypatch.setattr(module, "tqdm", lambda **options: Bar(made, **options))
+def test_bars_count_columns_or_samples(progress, data, bars, monkeypatch):
+    made = bars(columns, dense)
     monkeypatch.setattr(columns, "PANEL", 5)
     monkeypatch.setattr(dense, "samples_together", lambda sizes: (4, 1))
     for method in ("columns", "layer_pairs"):

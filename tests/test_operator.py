@@ -621,36 +621,18 @@ def test_progress_only_if_asked(capsys):
     assert shown.out == "" and "Product" in shown.err
 
 
-class Bar:
-    """A progress bar that keeps what it is told."""
-
-    def __init__(self, made, **options):
-        self.options, self.done = options, 0
-        made.append(self)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.options["done"] = self.done
-
-    def update(self, count):
-        self.done += count
-
-
 @pytest.mark.parametrize("progress", [False, True])
 @pytest.mark.parametrize(
     "options", [{}, {"engine": "rebuilt", "chunk": 2}], ids=["kept", "rebuilt"]
 )
-def test_bars_count_samples(options, progress, monkeypatch):
+def test_bars_count_samples(options, progress, bars):
     net, x, y, exact, _ = problem()
-    made = []
-    monkeypatch.setattr(accumulation, "tqdm", lambda **given: Bar(made, **given))
+    made = bars(accumulation)
     A = rt.curvature_operator(net, "square", [(x[:3], y[:3]), (x[3:], y[3:])], progress=progress,
                               **options)  # fmt: skip
     A @ exact[0]
     shown = {"disable": not progress, "unit": "sample", "leave": False, "done": M}
-    assert [bar.options for bar in made] == [
+    assert [{**bar.options, "done": sum(bar.options["done"])} for bar in made] == [
         {"desc": "Gradient", **shown}, {"desc": "Product", "total": M, **shown}
     ]  # fmt: skip
 
