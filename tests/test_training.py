@@ -211,6 +211,10 @@ def bad_calls():
         "no_net": (lambda: fit([]), "needs a module, or a list"),
         "twice": (lambda: fit([net, net]), "not the same"),
         "frozen": (lambda: fit(nn.Flatten()), "no parameter that requires a gradient"),
+        "nothing": (
+            lambda: fit(nn.ParameterList([torch.zeros(0)])),
+            "net: net 0 has no parameter that requires a gradient and is not empty",
+        ),
         "seed": (lambda: fit(net, seed=-1), "seed: got -1"),
         "seeds": (lambda: fit([net, conv_net()], seed=[1]), "got 1 seeds for 2 nets"),
         "device": (lambda: fit(net, device="cuda:99"), "device: got 'cuda:99', which torch cannot"),
@@ -554,10 +558,17 @@ def finished(tmp_path_factory):
     return folder
 
 
+def only_reads(path, mode="r"):
+    if mode not in ("r", "rb"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    return open(path, mode)
+
+
 def test_a_finished_training_returns_at_once(finished, monkeypatch):
     monkeypatch.setattr(loop.Session, "_advance", None)
     monkeypatch.setattr(loop.Session, "_save", None)
-    monkeypatch.setattr(os, "truncate", None)  # what is whole may lie where nothing can be written
+    monkeypatch.setattr(os, "truncate", None)  # it may lie where nothing can be written
+    monkeypatch.setattr(store, "open", only_reads, raising=False)
     net = conv_net()
     run = fit(net, out=finished)
     assert len(run.metrics) == 4 and run.out == finished

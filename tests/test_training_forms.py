@@ -474,6 +474,11 @@ class Learnt(nn.Module):
         return F.cross_entropy(self.scale * output, target)
 
 
+class Part(Net):
+    def forward(self, x):
+        return super().forward(x)[:, :0]
+
+
 class Choosing(Net):
     def forward(self, x):
         return super().forward(x).argmax(1)
@@ -519,7 +524,13 @@ def bad_calls():
         "evaluation of batches": (lambda: rt.evaluate(other, (X, LABELS), loss=rt.Loss(
             huber, of="batch")), r"loss: got one of \(net, batch\), needs one of \(output, target"),
         "evaluation of numbers": (lambda: rt.evaluate(Choosing(), (X, LABELS)),
-                                  "net: gives Tensor, needs tensors of floating point"),
+                                  "net: gives Tensor without floating-point tensors, needs at"),
+        "evaluation of nothing": (
+            lambda: rt.evaluate(Part(), (X, VALUES[:, :0]), loss="square"),
+            r"net: gives Tensor of shape \(16, 0\), needs at least one floating-point number$",
+        ),
+        "nothing": (lambda: fit(Part(), (X, VALUES[:, :0]), RECIPE.change(loss="square")),
+                    r"net: gives Tensor of shape \(16, 0\), needs at least one floating"),
         "evaluation of a function": (lambda: rt.evaluate(other, (X, LABELS), loss=torch.mv),
                                      "loss: mv does not take the net's outputs and these targets"),
         "no weights": (lambda: fit(other, weighted(torch.zeros(22)), RECIPE), "no sample counts"),

@@ -131,7 +131,7 @@ NETS = {
     "number": ([conv_net(), 3], {}, "net: got [Sequential, int], needs a module, or a list of "
                "modules that are not the same"),
     "frozen": ([conv_net(), nn.Flatten()], {}, "net: net 1 has no parameter that requires a "
-               "gradient"),
+               "gradient and is not empty"),
     "word": (conv_net(), {"seed": "12"}, "seed: got '12', needs a whole number of at least "
              "0"),
     "negative": ([conv_net(), conv_net()], {"seed": [0, -1]}, "seed: got -1, needs at least 0"),

@@ -15,7 +15,7 @@ from resid_theory.curvature.forward_checks import (
     unwritten_statistics,
 )
 from resid_theory.data import Batch
-from resid_theory.data.sample_look import EXAMPLES, coupling, examples
+from resid_theory.data.sample_look import EXAMPLES, check_numbers, coupling, examples
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -129,13 +129,7 @@ def check_output(loss: Loss, output: Any, samples: int) -> None:
             f"net: gives {given} for {samples} samples; the loss {loss.name!r} needs a tensor with "
             "one output for each sample along its first axis, alone or as 'logits' in a mapping"
         )
-    floating = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
-    if not any(tensor.numel() for tensor in floating):
-        shapes = ", ".join(f"of shape {tuple(tensor.shape)}" for tensor in floating)
-        raise ValueError(
-            f"net: gives {type(output).__name__} {shapes or 'without floating-point tensors'}, "
-            "needs at least one floating-point number"
-        )
+    check_numbers(output)
 
 
 def check_target(loss: Loss, output: Any, batch: Batch) -> None:

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from resid_theory.data.batch import Batch
 from resid_theory.losses import SampleAxes
-from resid_theory.nested import moved
+from resid_theory.nested import moved, tensors_of
 
-__all__ = ["EXAMPLES", "coupling", "examples"]
+__all__ = ["EXAMPLES", "check_numbers", "coupling", "examples"]
 
 EXAMPLES = 16  # samples on which net and loss are tried, and how the loss averages is learnt
 
@@ -51,4 +53,16 @@ def coupling(axes: SampleAxes | None, few: Any, more: Any) -> str:
     return (
         "net: its samples know each other, outputs depend on the other samples of a batch "
         "(BatchNorm without running statistics and centring do that)"
+    )
+
+
+def check_numbers(output: Any) -> Tensor:
+    """The first floating-point tensor of an output; a ValueError if all of them are empty."""
+    floating = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+    if any(tensor.numel() for tensor in floating):
+        return floating[0]
+    shapes = ", ".join(f"of shape {tuple(tensor.shape)}" for tensor in floating)
+    raise ValueError(
+        f"net: gives {type(output).__name__} {shapes or 'without floating-point tensors'}, "
+        "needs at least one floating-point number"
     )

@@ -122,7 +122,13 @@ def _as_json(path: str | Path, content: Any) -> bytes:
 def locked(path: Path, message: str | None = None) -> Iterator[None]:
     """Hold the lock of a file, whose folder is made: wait for it, or raise a message if given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    try:
+        file = open(path, "w")
+    except OSError:
+        if not path.exists():
+            raise
+        file = open(path)  # a lock needs no right to write, nor does what is finished
+    with file:
         try:
             import fcntl  # not on Windows, where nothing is locked
 
@@ -214,10 +220,12 @@ def write_checkpoint(
     try:
         sha256 = digest(data)
         file = path.with_name(f"{path.stem}.{sha256[:16]}.safetensors")
-        _write(file, data, flush=flush)
         body = {"file": file.name, "bytes": len(data), "sha256": sha256, "about": about}
         sealed = {"manifest": body, "manifest_sha256": digest(_as_json(path, body))}
-        _write(path, _as_json(path, sealed), flush=flush)
+        for place, content in ((file, data), (path, _as_json(path, sealed))):
+            # What is there already may lie where nothing can be written.
+            if not place.is_file() or place.read_bytes() != content:
+                _write(place, content, flush=flush)
     except OSError as error:
         kept = "the previous checkpoint is intact" if path.exists() else "there was none before"
         raise OSError(

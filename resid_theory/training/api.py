@@ -253,8 +253,10 @@ def _as_nets(net: Nets, process_group: ProcessGroup) -> list[nn.Module]:
             f"net: got [{kinds}], needs a module, or a list of modules that are not the same"
         )
     for i, module in enumerate(nets):
-        if not any(p.requires_grad for p in module.parameters()):
-            raise ValueError(f"net: net {i} has no parameter that requires a gradient")
+        if not any(p.requires_grad and p.numel() for p in module.parameters()):
+            raise ValueError(
+                f"net: net {i} has no parameter that requires a gradient and is not empty"
+            )
     parallel = (nn.parallel.DistributedDataParallel,)
     for part in (part for each in given for part in each.modules() if isinstance(part, parallel)):
         shared: Any = part.process_group

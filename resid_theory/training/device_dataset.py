@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.data import Batch, Data, Images
-from resid_theory.data.sample_look import EXAMPLES
+from resid_theory.data.sample_look import EXAMPLES, check_numbers
 from resid_theory.data.sample_look import examples as few_and_more
 from resid_theory.losses import (
     KnownWeighting,
@@ -74,6 +74,7 @@ class DeviceDataset:
         few, examples = few_and_more([examples], EXAMPLES)
         with preserved(net):
             small, output = (loss.reads(some.try_call(net)) for some in (few, examples))
+            check_numbers(output)
             axes = SampleAxes.between(small, output, (few.size, examples.size))
             for other in others:
                 with preserved(other):

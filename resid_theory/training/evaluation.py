@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_int
 from resid_theory.data import Batch, Data
-from resid_theory.data.sample_look import EXAMPLES, coupling, examples
+from resid_theory.data.sample_look import EXAMPLES, check_numbers, coupling, examples
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -21,7 +21,7 @@ from resid_theory.losses import (
     reweighted,
 )
 from resid_theory.losses.formulas import IGNORED, class_axis, names_class
-from resid_theory.nested import map_tensors, tensors_of
+from resid_theory.nested import map_tensors
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import is_out_of_memory
@@ -146,10 +146,7 @@ class _Totals:
     ) -> None:
         few, more = examples(batches, EXAMPLES)
         small, output = (loss.reads(some.try_call(net)) for some in (few, more))
-        leaves = [leaf for leaf in tensors_of(output) if leaf.is_floating_point()]
-        if not leaves:
-            raise ValueError(f"net: gives {type(output).__name__}, needs tensors of floating point")
-        self._loss = loss.to(leaves[0].device, torch.float64)
+        self._loss = loss.to(check_numbers(output).device, torch.float64)
         axes = SampleAxes.between(small, output, (few.size, more.size))
         whole = coupling(axes, small, output)
         alone = len(batches) == 1 and batches[0].sample_weight is None
