@@ -1154,6 +1154,8 @@ NO_LAYER = {
     "product with a vector": (Residual(Apply(lambda t: t @ EACH[:3])), "number of channels"),
     "vector behind a layer": (Residual(nn.Linear(3, 3), Apply(lambda t: t @ EACH[:3])),
                               "matmul is not one map for all positions"),
+    "norm of a product": (Residual(nn.BatchNorm1d(3), Apply(lambda t: t @ EACH[:3])),
+                          "matmul is not one map for all positions"),
     "many matrices": (Residual(Apply(lambda t: t @ torch.ones(4, 3, 3).double())), "different"),
 }  # fmt: skip
 
@@ -1251,11 +1253,18 @@ def test_a_norm_in_front_of_a_function(axes, kind):
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
-def test_a_norm_behind_a_function_with_no_layer_behind_it():
+@pytest.mark.parametrize("kind", ["module", "function"])
+@pytest.mark.parametrize("axes", range(4))
+def test_a_norm_behind_a_function_with_no_layer_behind_it(axes, kind):
     torch.manual_seed(0)
-    net = scattered(Residual(nn.Linear(3, 3), nn.ReLU(), nn.BatchNorm1d(3)).double())
-    nn.init.orthogonal_(net.branch[0].weight)
-    x, found = torch.randn(4, 3), rt.shortcuts(net)
+    norm = getattr(nn, f"BatchNorm{max(axes, 1)}d")(3)
+    if kind == "function":
+        norm = Apply(lambda t: F.batch_norm(t, EACH[:3], EACH[1:]))
+    layer = getattr(nn, f"Conv{axes}d")(3, 3, 1) if axes else nn.Linear(3, 3)
+    net = scattered(Residual(layer, nn.ReLU(), norm).double())
+    net = nn.Sequential(net, nn.Flatten(), nn.Linear(3 * (1, 5, 20, 60)[axes], 2))
+    nn.init.orthogonal_(layer.weight.data.flatten(1))
+    x, found = torch.randn(4, 3, 5, 4, 3)[(..., *[0] * (3 - axes))], rt.shortcuts(net)
     assert (found.answers, found.extra) == (("wider",), (3,))
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 

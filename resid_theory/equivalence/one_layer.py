@@ -106,8 +106,7 @@ class _Piece:
         word = self.graph.word(node)
         if not word.lower().startswith("batch") or not self._reads(node):
             return None
-        below = (n for n in self.graph.bit if self.graph.is_above(node, n))  # which tell its axes
-        axes = next((len(own.stride) for own in map(self._own, below) if own is not None), 0)
+        axes = self._axes(node)
         if word == "batch_norm":
             kinds = self.graph.kinds
             fixed = [part for part in node.all_input_nodes if kinds[part] == "constant"]
@@ -115,6 +114,16 @@ class _Piece:
         else:
             mean = self.graph.layer(node).get_buffer("running_mean").double()
         return AffineLayer(weight=mean[None], bias=mean, stride=(1,) * axes)
+
+    def _axes(self, node: fx.Node) -> int:
+        """Axes of the nearest layer before or behind a node, where nothing reshapes between."""
+        near = [node]
+        for each in near:
+            if (own := self._own(each)) is not None:
+                return len(own.stride)
+            beside = [*self.graph.inputs(each), *each.users]
+            near += [n for n in beside if n not in near and self.graph.kinds[n] != "other"]
+        return 0
 
     def layer(self, node: fx.Node) -> AffineLayer:
         """The layer from the first node to this one."""
