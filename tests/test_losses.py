@@ -223,6 +223,15 @@ def test_labels_of_no_shape_that_outputs_leave(shape, needs):
     assert str(caught.value) == f"data y: got labels of shape (5, 3, 1), needs {needs}"
 
 
+def test_a_softmax_over_the_samples_is_refused():
+    shares, needs = torch.full((5,), 0.2), r"^data y: got {} of shape \(5,\), needs {}$"
+    alone = needs.format("labels", r"those of \(5,\) without one axis")
+    with pytest.raises(ValueError, match=alone):
+        Loss.of("cross_entropy").check_target(shares, shares)
+    with pytest.raises(ValueError, match=needs.format("probabilities", r"\(m, k, ...\)")):
+        Loss.of(nn.CrossEntropyLoss()).weights(shares)
+
+
 def test_labels_become_what_the_loss_takes(generator):
     """Of one output or more, for any number of targets; and those that are no labels stay."""
     square, entropy, own = Loss.of("square"), Loss.of("cross_entropy"), Loss(huber)
@@ -538,6 +547,7 @@ LAYOUTS = {
     "flat, time first": lambda z: z.transpose(0, 1).flatten(0, 1),
     "dict": lambda z: {"logits": z, "last": z[:, -1], "scale": torch.ones(3), "name": "z"},
     "tuple": lambda z: (z.transpose(1, 2), None),
+    "mask": lambda z: (z[..., 0].T.flatten() > 0, z.long().flatten(0, 1), z.movedim(0, 2)),
 }
 
 
@@ -550,7 +560,7 @@ def test_samples_are_found_in_outputs_of_any_layout(case, generator):
     rows = torch.tensor([3, 0])
     some = axes.gather([leaf[rows] for leaf in axes.spread(layout(z))], layout(z))
     expected = layout(z[rows])
-    if case in ("dict", "tuple"):
+    if case in ("dict", "tuple", "mask"):
         assert type(some) is type(expected)
         some, expected = (list(tensors_of(given)) for given in (some, expected))
     assert_same(some, expected)
@@ -857,6 +867,8 @@ def test_outputs_without_an_axis_of_samples_have_none():
     assert SampleAxes.between((torch.ones(2),), (torch.ones(5), torch.ones(5)), (2, 5)) is None
     assert SampleAxes.between(torch.ones(2, 2), torch.ones(5, 5), (2, 5)) is None
     assert SampleAxes.between(torch.ones(3), torch.ones(4), (2, 5)) is None
+    alike = SampleAxes.between(torch.ones(4, 3), torch.ones(10, 3), (2, 5))
+    assert alike == SampleAxes(((0, 2),), (False,))
     with pytest.raises(ValueError, match="no axis of the outputs"):
         Weighting(Loss(lambda o, t: o), None).learn(torch.ones(()), LABELS, 5)
 

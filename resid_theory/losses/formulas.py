@@ -73,8 +73,9 @@ def names_class(output: Tensor, labels: Tensor) -> Tensor:
 def valid_labels(target: Tensor) -> Tensor:
     """Number of labels of each sample that count, or of its distributions, (m,)."""
     if target.is_floating_point():
-        classes = target.shape[class_axis(target, target) or 0]
-        return torch.full((len(target),), target[:1].numel() / classes)
+        axis = class_axis(target, target)
+        assert axis is not None
+        return torch.full((len(target),), target[:1].numel() / target.shape[axis])
     return (target.long() != IGNORED).reshape(len(target), -1).sum(1)
 
 
@@ -87,6 +88,9 @@ def _label_weights(weight: Tensor | None, ignored: int) -> Callable[[Tensor], Te
 
     def weights(target: Tensor) -> Tensor:
         if target.is_floating_point():  # probabilities, classes along the second axis
+            if target.dim() < 2:
+                shape = tuple(target.shape)
+                raise ValueError(f"data y: got probabilities of shape {shape}, needs (m, k, ...)")
             return torch.full((len(target),), target[:1].numel() / target.shape[1])
         valid = target.long() != ignored
         each = valid.double()

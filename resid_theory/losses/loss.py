@@ -180,7 +180,7 @@ class Loss:
             return
         if not isinstance(target, Tensor):
             raise ValueError(f"data y: got {type(target).__name__}, needs a tensor")
-        if self.targets == "labels" and not target.is_floating_point():
+        if self.targets == "labels" and (output.dim() < 2 or not target.is_floating_point()):
             self._check_labels(output, target)
         elif output.shape != target.shape:
             also = " or class indices (m,) of an integer dtype" if self.targets == "labels" else ""

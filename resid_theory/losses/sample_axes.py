@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from resid_theory.nested import map_tensors, tensors_of
@@ -58,17 +59,16 @@ class SampleAxes:
                 axes.append(None)
                 interleaved.append(False)
                 continue
-            axis, each = grown[0], small.shape[grown[0]] // counts[0]
-            if len(grown) > 1 or shapes[axis] != (each * counts[0], each * counts[1]) or not each:
+            axis, *others = grown
+            each = small.shape[axis] // counts[0]
+            if others or shapes[axis] != (each * counts[0], each * counts[1]):
                 return None
             axes.append((axis, each))
             # One sample's entries tell side by side from interleaved.
-            gaps = [
-                (_spread(small, axis, each, way)[-1] - _spread(large, axis, each, way)[0])
-                .double().norm()
-                for way in (False, True)
-            ]  # fmt: skip
-            interleaved.append(each > 1 and bool(gaps[1] < gaps[0]))
+            both = [t.to(torch.complex128) for t in (small, large)]  # masks have no minus
+            ways = ([_spread(t, axis, each, way) for t in both] for way in (False, True))
+            beside, apart = ((s[-1] - m[0]).norm() for s, m in ways)
+            interleaved.append(bool(apart < beside))
         return SampleAxes(tuple(axes), tuple(interleaved))
 
     @property
@@ -79,7 +79,7 @@ class SampleAxes:
     def spread(self, output: Any) -> list[Tensor]:
         """The tensors that have samples, (samples, ...) each."""
         return [
-            tensor if axis == (0, 1) else _spread(tensor, *axis, interleaved)
+            _spread(tensor, *axis, interleaved)
             for tensor, axis, interleaved in self._each(output)
             if axis is not None
         ]
@@ -91,10 +91,7 @@ class SampleAxes:
 
         def joined(tensor: Tensor) -> Tensor:
             axis, interleaved = next(places)
-            if axis is None:
-                return tensor
-            part = next(parts)
-            return part if axis == (0, 1) else _join(part, *axis, interleaved)
+            return tensor if axis is None else _join(next(parts), *axis, interleaved)
 
         return map_tensors(like, joined)
 
