@@ -1,5 +1,8 @@
 """Float64 in, float64 out: the default dtype of torch is that of a caller's new tensors alone."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 from oracles import noise
@@ -7,6 +10,7 @@ from torch import nn
 
 import resid_theory as rt
 from resid_theory import stability, theory
+from resid_theory.curvature.fisher_graphs import MATRICES
 from resid_theory.data.image_folders import _channel_statistics
 from resid_theory.nested import tensors_of
 from resid_theory.stability.norms import row_norms
@@ -74,6 +78,58 @@ def at_zero(**options):
 LINEAR = (X.flatten(1)[:, :4], X.flatten(1)[:, 4:7])
 
 
+def layers(*sizes, act=nn.Tanh):
+    torch.manual_seed(4)
+    parts = [(nn.Linear(a, b), act()) for a, b in itertools.pairwise(sizes)]
+    return nn.Sequential(nn.Flatten(), *itertools.chain(*parts))
+
+
+class Branches(nn.Module):
+    """A stream with two branches, and a read-out."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.branches = nn.ModuleList([layers(4, 5, 4, act=nn.Identity) for _ in range(2)])
+        self.act, self.head = act, nn.Linear(4, 3)
+
+    def forward(self, x):
+        for branch in self.branches:
+            x = x + branch[3](self.act(branch[1](x)))
+        return self.head(x)
+
+
+ROWS = X[:, 0, 0]
+
+
+def operators(net, loss="cross_entropy", data=(ROWS, Y), matrices=MATRICES, **options):
+    """Loss, gradient and products of matrices."""
+    found = []
+    for matrix in matrices:
+        A = rt.curvature_operator(net, loss, data, matrix=matrix, chunk=3, **options)
+        value = torch.tensor(A.loss, dtype=torch.float64)
+        found += [value, A.gradient, A @ drawn(A.shape[0], 2), A @ drawn(A.shape[0]).float()]
+    return found
+
+
+def own_mean(output, target):
+    """A mean of weighted samples, of which no formula is known."""
+    each = nn.functional.cross_entropy(output, target, reduction="none")
+    return (each * (1 + target)).sum() / (1 + target).sum()
+
+
+def along(net):
+    A = rt.curvature_operator(net, "cross_entropy", (ROWS, Y), weight_decay=0.1)
+    lines = rt.curvature.filter_directions(A, 2)
+    return [lines, *tensors_of(rt.curvature.loss_along(A, lines, drawn(2)))]
+
+
+def factors(net):
+    found = [rt.curvature.kfac(net, "cross_entropy", (X, Y), matrix=matrix, weight_sharing=way)
+             for matrix, way in (("fisher", "expand"), ("fisher_mc", "reduce"))]  # fmt: skip
+    return [[k @ drawn(k.shape[0]), k.eigenvalues, k.diagonal(),
+             k.solve(drawn(k.shape[0]), damping=0.1)] for k in found]  # fmt: skip
+
+
 def units():
     """Two units of other than square matrices, the second with a shortcut."""
     narrow = drawn(2, 3, seed=2), drawn(3, 2, seed=3)
@@ -87,7 +143,15 @@ def flows(*, persistent):
     return [flow.simulate(draws=3), flow.approximation(), flow.refined()]
 
 
-NETS = {"chain": chain, "routed": Routed, "residual": residual}
+NETS = {
+    "layers": lambda: layers(4, 2, 3),
+    "linear": lambda: nn.Sequential(nn.Linear(4, 3, bias=False)),
+    "smooth": lambda: Branches(torch.tanh),
+    "kinked": lambda: Branches(torch.relu),
+    "chain": chain,
+    "routed": Routed,
+    "residual": residual,
+}
 OF_NETS = {
     "layer cushions": ("chain", lambda net: rt.layer_cushions(net, X, batch=3)),
     "by the operator": ("chain", lambda net: rt.layer_cushions(net, X, norm="operator")),
@@ -110,6 +174,37 @@ OF_NETS = {
     "gradients": ("residual", lambda net: stability.feature_gradients(net, (X, Y), batch=3)),
     "comparison": ("chain", lambda net: rt.compare_cushions(
         rt.layer_cushions(net, X[:3]), rt.layer_cushions(net, X[3:]), resamples=9)),
+}  # fmt: skip
+SQUARES = ROWS, X[:, 1, 0, :3]
+OF_CURVATURE = {
+    "columns": ("layers", lambda net: rt.hessian(
+        net, "cross_entropy", (ROWS, Y), method="columns")),
+    "layer pairs": ("layers", lambda net: rt.hessian(net, "square", SQUARES)),
+    "closed form": ("linear", lambda net: rt.hessian(net, "square", SQUARES)),
+    "operators": ("layers", operators),
+    "of squares": ("layers", lambda net: operators(net, "square", SQUARES)),
+    "of own loss": ("layers", lambda net: operators(
+        net, own_mean, matrices=["hessian", "empirical_fisher"])),
+    "weighted": ("layers", lambda net: operators(
+        net, own_mean, rt.Data.of((ROWS, Y), sample_weight=[0.1, 1, 2, 3, 4, 5, 6]),
+        matrices=["hessian"])),
+    "in float32": ("chain", lambda net: operators(
+        copy.deepcopy(net).float(), data=(X.float(), Y), matrices=["hessian", "fisher"])),
+    "inputs": ("layers", lambda net: operators(net, wrt="inputs", matrices=["hessian"])),
+    "activations": ("layers", lambda net: operators(net, wrt="1", matrices=["hessian"])),
+    "along lines": ("layers", along),
+    "factors": ("chain", factors),
+    "blocks": ("layers", lambda net: rt.curvature.layer_table(
+        rt.curvature_operator(net, "cross_entropy", (ROWS, Y)), probes=4)),
+    "mini-batches": ("layers", lambda net: rt.curvature.batch_spectra(
+        net, "cross_entropy", (ROWS, Y), batch=4)),
+    "spectrum": ("layers", lambda net: rt.spectrum(net, "cross_entropy", (ROWS, Y))),
+    "by products": ("layers", lambda net: rt.spectrum(
+        net, "cross_entropy", (ROWS, Y), method="matrix-free", density=True, probes=2, steps=9)),
+    "smooth branches": ("smooth", lambda net: rt.curvature.zero_point_of_net(
+        net, "cross_entropy", (ROWS, Y))),
+    "kinked branches": ("kinked", lambda net: rt.curvature.zero_point_of_net(
+        net, "cross_entropy", (ROWS, Y))),
 }  # fmt: skip
 OF_NUMBERS = {
     "norms of rows": lambda: row_norms(
@@ -173,6 +268,13 @@ def in_either(call):
 @pytest.mark.parametrize("name", OF_NETS)
 def test_measurements_do_not_depend_on_the_default_dtype(name):
     kind, measure = OF_NETS[name]
+    net = NETS[kind]()
+    in_either(lambda: measure(net))
+
+
+@pytest.mark.parametrize("name", OF_CURVATURE)
+def test_curvature_does_not_depend_on_the_default_dtype(name):
+    kind, measure = OF_CURVATURE[name]
     net = NETS[kind]()
     in_either(lambda: measure(net))
 

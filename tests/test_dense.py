@@ -6,7 +6,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import HESSIAN, relative_error
+from tolerances import HESSIAN, assert_same, relative_error
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -309,6 +309,15 @@ class SideBySide(nn.Module):
 
     def forward(self, x):
         return self.last(torch.tanh(self.left(x)) + self.right(x) ** 2)
+
+
+def test_entries_that_follow_one_another_are_a_span():
+    rows = torch.arange(3, 9).view(2, 3)
+    for places, span in ((rows, slice(3, 9)), (rows[:1, :1], slice(3, 4)), (rows.T, None),
+                         (rows[:, :2], None), (rows.flip(1), None)):  # fmt: skip
+        found = layer_pairs._Places(places)
+        assert (found.span, found.shape) == (span, places.shape)
+        assert_same(found.flat, places.flatten())
 
 
 @pytest.mark.parametrize("loss", ["square", "linear"])

@@ -1,6 +1,7 @@
 """The loss along directions: against evaluations of changed nets."""
 
 import copy
+import itertools
 import re
 
 import pytest
@@ -93,6 +94,7 @@ def test_a_net_in_float32_moves_by_float64(problem):
     assert found.losses.item() == pytest.approx(moved.loss + 0.15 * float(
         place.double() @ place.double()), rel=1e-14)  # fmt: skip
     assert found.loss == pytest.approx(A.loss, rel=0)
+    assert found.distances.dtype == torch.float64
     plain = 0.15 * float(kept.double() @ kept.double())
     torch.nn.utils.vector_to_parameters(kept, net.parameters())
     bare = rt.curvature_operator(net, "cross_entropy", (x, y))
@@ -103,14 +105,15 @@ def test_a_net_in_float32_moves_by_float64(problem):
 def test_filters_keep_their_lengths(problem):
     net, x, y = problem
     A = rt.curvature_operator(net, "cross_entropy", (x, y))
-    parts = A.split(filter_directions(A, 4))
+    parts, source = A.split(filter_directions(A, 4)), torch.Generator().manual_seed(0)
     for name, weight in net.named_parameters():
+        drawn = torch.randn(4, *weight.shape, generator=source)
         if weight.dim() < 2:
-            assert not parts[name].any()
+            drawn.zero_()
         else:
-            lengths = weight.flatten(1).norm(dim=1).expand(4, -1)
-            assert torch.allclose(parts[name].flatten(2).norm(dim=2), lengths)
-    assert not torch.equal(parts["4.weight"][0], parts["4.weight"][1])
+            for direction, row in itertools.product(range(4), range(len(weight))):
+                drawn[direction, row] *= weight[row].norm() / drawn[direction, row].norm()
+        torch.testing.assert_close(parts[name], drawn.detach(), rtol=1e-14, atol=0)
     one = rt.curvature_operator(net, "cross_entropy", (x, y), parameters="4.weight")
     found, weight = filter_directions(one), dict(net.named_parameters())["4.weight"]
     assert found.shape == (weight.numel(), 1)

@@ -127,6 +127,11 @@ class EmpiricalRisk:
         return self.parameters[0].device
 
     @property
+    def point(self) -> Tensor:
+        """The parameters in one vector, float64."""
+        return torch.cat([p.detach().reshape(-1).double() for p in self.parameters])
+
+    @property
     def is_low(self) -> bool:
         """True if a parameter is in a lower precision than float64."""
         return any(p.dtype != torch.float64 for p in self.net.parameters())

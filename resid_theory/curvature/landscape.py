@@ -129,8 +129,8 @@ def _loss(risk: EmpiricalRisk, chunk: int | None) -> float:
             graph = risk.graph(batch, start, step)
             total += graph.weight * float(graph.value) if graph.weight else 0.0
             weight += graph.weight
-    point = torch.cat([p.detach().reshape(-1).double() for p in risk.parameters])
-    return total / (1.0 if risk.sums else weight) + risk.weight_decay / 2 * float(point @ point)
+    penalty = risk.weight_decay / 2 * float(risk.point @ risk.point)
+    return total / (1.0 if risk.sums else weight) + penalty
 
 
 def filter_directions(

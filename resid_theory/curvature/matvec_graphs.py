@@ -243,7 +243,7 @@ def _near_one(vectors: Tensor) -> tuple[Tensor, list[float]]:
     for largest in torch.maximum(-low, high).tolist():  # one transfer: each waits for a GPU
         power = math.frexp(largest)[1] - 1
         scales.append(2.0**power if largest > 0 and abs(power) > _NEAR else 1.0)
-    if set(scales) <= {1.0}:
+    if set(scales) == {1.0}:
         return vectors, scales
     wide = vectors.double()
     return wide / wide.new_tensor(scales).unsqueeze(1), scales

@@ -161,8 +161,7 @@ class CurvatureOperator(CurvatureBlock):
                 "net: its loss or gradient is not finite on these data; check weights, activations "
                 "and targets"
             )
-        point = torch.cat([p.detach().reshape(-1).double() for p in risk.parameters])
-        decay = risk.weight_decay
+        point, decay = risk.point, risk.weight_decay
         self.risk, self.samples = risk, int(counts[0])
         self.matrix, self.names = risk.matrix, list(risk.names)
         self.memory_limit, self.processes = sums.limit, process_group.count
