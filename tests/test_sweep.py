@@ -218,7 +218,7 @@ def test_a_wrong_file_is_one_clear_error(capsys, tmp_path, text):
         ({"retries": -1}, "retries: got -1"),
         ({"shard": "4/4"}, "shard: got '4/4', needs i/n"),
         ({"shard": "half"}, "shard: got 'half'"),
-        ({"gpus": -1}, "gpus: got -1"),
+        ({"gpus": -0.5}, "gpus: got -0.5, needs"),
         ({"device": "cud"}, "device: got 'cud', which torch cannot use"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,

@@ -302,7 +302,7 @@ def test_a_shard_has_a_driver_of_its_own(tmp_path, monkeypatch, shard, held):
 
     monkeypatch.setitem(driver.EXECUTORS, "serial", noted)
     grid = {"task": "measured", "seed": [0, 1, 2, 3, 4]}
-    run = {"executor": "serial", "shard": shard, "progress": False}
+    run = {"executor": "serial", "shard": shard, "retries": 0, "progress": False}
     with store.locked(tmp_path / ".lock.2-of-3"):
         rt.run_sweep(grid, tmp_path, **run)
     with store.locked(tmp_path / held), pytest.raises(ValueError) as caught:

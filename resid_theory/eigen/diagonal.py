@@ -1,5 +1,6 @@
 """Diagonals of operators: by columns, or estimated with error bars."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ def _factor(count: int) -> float:
     from scipy.special import bdtrc  # half a second of import that few calls need
 
     # With one large entry in the row, samples are that times a sign: their mean takes few values.
-    most = next(k for k in range(count + 1) if bdtrc(k, count, 0.5) <= 0.025)
+    most = next(k for k in itertools.count() if bdtrc(k, count, 0.5) <= 0.025)
     mean = 2 * most / count - 1
     if mean == 1:  # all agree too often, whatever the truth
         return math.inf

@@ -204,7 +204,7 @@ class Krylov:
         small = chosen.to(self._columns)
         for rows in slices(len(self._columns)):  # so that no second copy of the vectors is held
             self._columns[rows, new] = self._columns[rows, old] @ small
-        self._columns[:, new_tail] = self._columns[:, tail].clone()
+        self._columns[:, new_tail] = self._columns[:, tail]
         matrix = torch.zeros_like(self._matrix)
         matrix[: self.offset, new] = self._matrix[: self.offset, old] @ chosen
         matrix[new, new], matrix[new_tail, new] = kept, self._matrix[tail, old] @ chosen

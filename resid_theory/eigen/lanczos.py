@@ -117,7 +117,7 @@ def search(
     """Run block Lanczos until a run finds nothing new; return the pairs and vectors to lock."""
     # All numbers are in units of ``operator.unit``.
     # Locked are the pairs' own vectors, followed by those of others that converged on the way.
-    locked, width, size = Locked.none(operator), min(block, operator.size), operator.size
+    locked, width, size = Locked.none(operator), block, operator.size
     least = goal.total + 3 * max(block, _WIDEST) + 8
     if capacity is None:
         affordable = _MEMORY // (size * torch.finfo(operator.dtype).bits // 8)
@@ -140,7 +140,7 @@ def search(
             columns = goal.columns(ritz.values)
             state = replace(state, ritz=ritz, columns=columns, certificate=None)
         check_symmetric(operator, krylov.asymmetry, krylov.scale)
-        complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
+        complete = krylov.offset + krylov.multiplied == size
         enough = state.is_settled and (not goal.verify or state.missed <= goal.missed)
         given_up = state.is_settled and not state.is_crowded
         if not in_budget or complete or not state.found or enough or given_up:
@@ -149,7 +149,7 @@ def search(
         locked = krylov.lock(state.ritz, state.to_lock)
         missing = goal.total - len(state.columns)
         width = missing if missing > 0 else 1 if first else min(2 * state.found, _WIDEST)
-        width = min(width, size - len(state.columns), max(_WIDEST, block))
+        width = min(width, max(_WIDEST, block))
         if first:
             allowance = krylov.steps + _MARGIN
     if not goal.verify:

@@ -173,7 +173,7 @@ class WrappedOperator(LinearOperator):
         if isinstance(matrix, Tensor) and matrix.dtype not in NUMPY_DTYPES:
             matrix = as_tensor("A", matrix).to(torch.float64)
         self._matrix, self._rows, self._columns = matrix, rows, columns
-        own = str(matrix.dtype).rsplit(".", 1)[-1]
+        own = str(matrix.dtype).split(".")[-1]
         self._torch = isinstance(matrix.dtype, torch.dtype)
         if own[:7] in ("complex", "object") or self._torch and matrix.dtype not in NUMPY_DTYPES:
             raise ValueError(f"A: got dtype {matrix.dtype}, needs real numbers, float32 or float64")

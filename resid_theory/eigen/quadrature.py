@@ -124,7 +124,7 @@ def lanczos_quadrature(
             f"steps: {steps} vectors of {size} entries need {readable_bytes(one)}, "
             f"{readable_bytes(available_bytes())} are available; ask for fewer steps"
         )
-    at_once = max(1, min(probes, _MEMORY // one))
+    at_once = max(1, _MEMORY // one)
     # Spans of vectors are told by their products with a few random ones, of a stream of its own.
     own = torch.Generator().manual_seed(0)
     sketch = torch.randn(size, probes + _SKETCH, generator=own).to(locked.vectors)

@@ -47,8 +47,7 @@ def hessian_pattern(
         raise ValueError(f"matrix: got shape {tuple(matrix.shape)}, needs a square matrix (P, P)")
     ax, size = open_axes(ax), len(matrix)
     values = _largest(matrix, -(-size // _PIXELS))
-    top = float(np.abs(values).max()) or 1.0
-    image = _heat_map(ax, values, top, (size, size))
+    image = _heat_map(ax, values, float(np.abs(values).max()), (size, size))
     for edge in range(0, size + 1, check_int("block", block)) if block else ():
         ax.axhline(edge, color="0.4", linewidth=0.6)
         ax.axvline(edge, color="0.4", linewidth=0.6)
@@ -96,7 +95,7 @@ def folded_filters(
     outputs, inputs, height, width = values.shape
     step = -(-max(outputs * height, inputs * width) // (2 * _PIXELS))
     planes = [[_largest(values[:, :, i, j], step) for j in range(width)] for i in range(height)]
-    largest = float(np.abs(values).max()) or 1.0
+    largest = float(np.abs(values).max())
     ax, top = open_axes(ax), largest if limit is None else check_positive("limit", limit)
     image = _heat_map(ax, np.block(planes), top, (height, width), outputs / inputs)
     for edge in range(1, height):
@@ -120,6 +119,7 @@ def _heat_map(
     ax: Axes, values: np.ndarray, top: float, sides: tuple[int, int], aspect: float = 1.0
 ) -> AxesImage:
     """A signed matrix in white at zero, on axes of two lengths from the upper left corner."""
+    top = top or 1.0
     return ax.imshow(
         values,
         cmap="RdBu_r",

@@ -64,7 +64,7 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
     settings = {"num_cpus": 1, "num_gpus": options.gpus, "max_retries": options.retries}
     task = ray.remote(**settings)(_attempt_all)
     stored = ray.put(results)
-    workers = max(options.workers, int(ray.cluster_resources().get("CPU", 0)))
+    workers = max(options.workers, int(ray.cluster_resources().get("CPU", options.workers)))
     waiting, alone, size = deque(cells), deque[Cell](), 1
     running: dict[Any, list[Cell]] = {}
     while waiting or alone or running:
@@ -86,9 +86,9 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
                 reports = [Report(cell=cell, error=None, ran=True, seconds=0.0)]
             else:
                 reports = [lost(cell, results, options.retries + 1, type(error).__name__)]
-        # For about half a second of work, as a task costs several milliseconds.
+        # For about half a second of work, as a task costs several milliseconds; 64 cells at most.
         mean = sum(report.seconds for report in reports) / len(reports)
-        size = max(1, min(len(waiting) // (4 * workers), 64, int(0.5 / max(mean, 1e-3))))
+        size = max(1, min(len(waiting) // (4 * workers), int(0.5 / max(mean, 1 / 128))))
         yield from reports
 
 
