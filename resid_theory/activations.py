@@ -44,7 +44,7 @@ def activation(argument: str, given: str | Activation | None) -> Activation | No
             f"{argument}: {given} has parameters, which a block cannot hold; needs an activation "
             "without parameters"
         )
-    probe = torch.tensor([[-1.5, 0.0, 2.0], [0.5, -0.25, 1.0]], dtype=torch.float64)
+    probe = torch.arange(-2.0, 4.0, dtype=torch.float64).view(2, 3)
     point = probe.clone()
     try:
         value = given(point)
@@ -153,7 +153,7 @@ def derivatives(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor]
     if function is None:
         return torch.ones_like(z), torch.zeros_like(z)
     with torch.inference_mode(False), torch.enable_grad():
-        point = z.detach().clone().requires_grad_()
+        point = z.clone().requires_grad_()
         first = _derivative(function(point), point, create_graph=True)
         second = _derivative(first, point, create_graph=False)
     return first.detach(), second

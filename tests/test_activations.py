@@ -51,6 +51,12 @@ def test_derivatives_are_differences(name):
     torch.testing.assert_close(second, (above - 2 * here + below) / step**2, rtol=0, atol=1e-6)
 
 
+def test_a_slope_may_be_a_weight():
+    slope = torch.tensor(3.0, requires_grad=True)
+    z = torch.tensor([-1.0, 2.0])
+    assert [d.tolist() for d in derivatives(lambda z: slope * z, z)] == [[3.0, 3.0], [0.0, 0.0]]
+
+
 def test_the_identity_has_slope_one():
     assert activation("pre", None) is activation("pre", "identity") is None
     assert numbers(at_zero(None)) == (0.0, 1.0, 1.0, 0.0, 0.0)
@@ -147,7 +153,8 @@ def test_derivatives_outside_gradient_mode(mode):
 
 
 @pytest.mark.parametrize(
-    "given", [torch.tanh, nn.Tanh(), nn.ReLU(), nn.Hardtanh(), lambda z: z**3, F.selu]
+    "given",
+    [torch.tanh, nn.Tanh(), nn.ReLU(), nn.Hardtanh(), lambda z: z**3, F.selu, torch.sqrt],
 )
 def test_callables_are_taken_as_they_are(given):
     assert activation("mid", given) is given

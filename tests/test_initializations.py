@@ -37,7 +37,7 @@ def test_each_initialization_is_for_its_weights():
 def test_weights_are_normal_numbers_of_the_generator(name, default):
     torch.set_default_dtype(default)
     for shape, deviation in TABLE[name][0].items():
-        for form in ((4, *shape), shape[::-1]):
+        for form in ((4, *shape), shape[::-1], (6, 6)):
             given = {"factor": 0.25, "weight_shape": shape}
             found = draw_initial(name, form, torch.Generator().manual_seed(3), **given)
             drawn = torch.Generator().manual_seed(3)

@@ -351,15 +351,21 @@ def test_matrices_normalizations_and_biases(name, branch, loss, seed):
         assert abs((change[0] - change[1]) / 2 - jet) <= curved
 
 
-@pytest.mark.parametrize("name", ["maps, all", "stream", "maps, written"])
+@pytest.mark.parametrize("name", [
+    "maps, all", "maps, activations", "stream", "maps, written", "numbers, norms"
+])  # fmt: skip
 def test_nets_of_all_parts_agree_with_their_definition(name):
     case, branch = dict(WIRED[name]), 2
     case["norm"] = nn.LayerNorm if name != "maps, written" else nn.RMSNorm
     if name == "stream":
-        A, a = Layout.scaled(3, skip=[0.5, 2.0, 1.0], scale=[1.0, -1.0, 0.5]).coefficients()
-        outputs = D
+        wires, outputs = ([0.5, 2.0, 1.0], [1.0, -1.0, 0.5]), D
+        A, a = Layout.scaled(3, skip=wires[0], scale=wires[1]).coefficients()
+    elif name == "numbers, norms":
+        table, outputs = drawn(4, 4, seed=5).tril(), D
+        wires = A, a = table[:3, :3], table[3]
     else:
         A, a, *_, outputs = random_maps(3)
+        wires = A, a
     net = LayoutNet(D, A, a, branch=branch, hidden=2, **case)
     for number, part in enumerate(net.norms.parameters()):
         with torch.no_grad():
@@ -373,6 +379,14 @@ def test_nets_of_all_parts_agree_with_their_definition(name):
     point = rt.theory.zero_point((x, y), layout=Layout(*reads), hidden=2, **case)
     scale = max(1.0, float(values.abs().max()))
     assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
+    with torch.no_grad():
+        for number, part in enumerate(free):
+            part.copy_(drawn(*part.shape, seed=number))
+        weights = [net.weights[n : n + branch] for n in range(0, len(net.weights), branch)]
+        exact = brute(x, *wires, weights, list(net.biases), list(net.last_biases),
+                      lambda u, k: net.norms[k](u), case)  # fmt: skip
+        assert float((net(x) - exact).norm()) <= 1e3 * EPS * float(exact.norm())
+    assert {c.dtype for c in layout_of(net.float())[1] if c is not None} == {torch.float64}
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "plain", "shortcut"])

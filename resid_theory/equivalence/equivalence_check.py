@@ -242,8 +242,7 @@ def _measure(
 @contextmanager
 def _same_draws(net: nn.Module, seed: int) -> Iterator[None]:
     """Let two nets draw the same random numbers, as for dropout in train mode."""
-    indices = {p.device.index or 0 for p in net.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(indices)):
+    with torch.random.fork_rng(devices={p.device for p in net.parameters() if p.is_cuda}):
         torch.manual_seed(seed)
         yield
 
@@ -253,8 +252,7 @@ def _value(loss: Loss, output: Any, target: Any) -> Tensor | None:
     if target is None:
         found = [leaf for _, leaf in leaves_of(output) if isinstance(leaf, Tensor)]
         real = [torch.view_as_real(part) if part.is_complex() else part for part in found]
-        parts = [part.reshape(-1) if part.dim() == 0 else part for part in real
-                 if part.requires_grad]  # fmt: skip
+        parts = [torch.atleast_1d(part) for part in real if part.requires_grad]
         each = [loss(part, torch.zeros_like(part)).double() for part in parts]
         return torch.stack(each).sum() if each else None
     if loss.targets != "any" and not isinstance(output, Tensor):
@@ -312,7 +310,7 @@ class _Differences:
     def add(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         """Add leaves of equal names."""
         for name, leaf in a.items():
-            gap, scale = 0.0, 0.0
+            scale = 0.0
             if _is_numbers(leaf):
                 gap, scale = self._compared(torch.as_tensor(leaf), torch.as_tensor(b[name]))
             elif leaf is None or isinstance(leaf, _VALUES):

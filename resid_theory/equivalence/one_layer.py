@@ -56,7 +56,7 @@ def layer_between(
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             failed += 1
             if failed == rests:
-                words = str(error).splitlines()[0]
+                words = str(error).partition("\n")[0]
                 raise NotOneLayer(f"its parts do not run alone: {words}") from error
         else:
             if found.shape != exact.shape:
