@@ -1,5 +1,6 @@
 """Elementwise activations by name, and their derivatives at zero."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ Activation = Callable[[Tensor], Tensor]
 
 def _shifted_softplus(z: Tensor) -> Tensor:
     # softplus(0) = log 2 would move the zero point; the shift puts it back.
-    return F.softplus(z) - torch.log(torch.tensor(2.0, dtype=z.dtype, device=z.device))
+    return F.softplus(z) - math.log(2)
 
 
 ACTIVATIONS: dict[str, Activation] = {

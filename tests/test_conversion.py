@@ -382,15 +382,17 @@ def test_ties_that_no_plain_net_can_keep():
 @pytest.mark.parametrize("same", [True, False], ids=["one norm", "two norms"])
 def test_a_convolution_behind_two_norms(same):
     conv = nn.Conv2d(2, 2, 3, padding=1)
-    norms = [nn.BatchNorm2d(2) for _ in range(2)]
+    norms = [nn.BatchNorm2d(2) for _ in range(3)]
     for norm in norms:
         norm.running_mean.normal_()
     net = nn.Sequential(conv, norms[0], nn.ReLU(), conv, norms[0 if same else 1]).eval()
+    if not same:
+        net.extend([conv, norms[2].eval()])
     new, x = rt.fold(net), torch.randn(2, 2, 5, 5)
     assert relative_error(new(x), net(x)) < TOLERANCE
     assert (new[0] is new[2]) is same
     first, words = ("Conv2d, BatchNorm2d", "Conv2d"), "Conv2d, no longer tied to layer '0'"
-    second = {} if same else {"3": (first[0], words)}
+    second = {} if same else {"3": (first[0], words), "5": (first[0], words)}
     assert rt.conversion(new).converted == {"0": first, **second}
 
 

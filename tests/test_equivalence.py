@@ -617,8 +617,10 @@ def tied():
          "net_b: gives a tensor of shape \\(1, 3\\)"),
         (lambda: rt.check_equivalence(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), steps=1),
          "optimizer: got None"),
-        (lambda: rt.check_equivalence(nn.Linear(2, 2), nn.Linear(2, 2, bias=False),
-         torch.ones(1, 2), steps=1, optimizer=OPTIMIZERS["sgd"]), "'bias' of shape \\(2,\\)"),
+        (lambda: rt.check_equivalence(nn.Linear(2, 3), nn.Linear(2, 2, bias=False),
+         torch.ones(1, 2), steps=1, optimizer=OPTIMIZERS["sgd"]),
+         "^steps: got 1, but the nets' parameters do not correspond: 'bias' of shape \\(3,\\) is in"
+         " one only; needs steps=0$"),
         (lambda: rt.check_equivalence(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), steps=-1),
          "steps: got -1"),
     ],

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import resid_theory as rt
 from resid_theory.networks import LayoutNet, layout_of
+from resid_theory.networks.wiring import single_stream
 from resid_theory.theory import Layout, Semiseparable
 
 D, SAMPLES = 3, 9
@@ -179,6 +180,24 @@ def test_architectures_have_the_layouts_of_their_names(kind, blocks):
     values, point = measured(net, x, y), rt.theory.zero_point((x, y), layout=layout)
     scale = max(1.0, float(values.abs().max()))
     assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
+
+
+@pytest.mark.parametrize(
+    ("entry", "off", "fits"),
+    [((4, 0), 0.9e-12, True), ((4, 0), 1.1e-12, False), ((0, 0), 1.0, False)],
+)
+def test_one_stream_is_read_off_its_coefficients(entry, off, fits):
+    skip, scale, rows = [2.0, 0.0, 0.0, -3.0], [-7.0, 0.0, 0.5, 1.0], [[1.0]]
+    for factor, own in zip(skip, scale, strict=True):
+        rows.append([*(factor * number for number in rows[-1]), own])
+    table = torch.tensor([[*row, *[0] * (5 - len(row))] for row in rows], dtype=torch.float64)
+    table[entry] += off * float(table[entry[0]].abs().max())
+    if fits:
+        found = single_stream(table[:4, :4], table[4])
+        assert [part.tolist() for part in found] == [skip, scale]
+        return
+    with pytest.raises(ValueError, match="^layout: a normalized stream needs the coefficients of"):
+        single_stream(table[:4, :4], table[4])
 
 
 # -- matrices, normalizations, biases --------------------------------------------------------------

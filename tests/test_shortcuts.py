@@ -767,6 +767,9 @@ ENTERS = {
     "pooled": (Residual(*STRIDED, projection=nn.AvgPool2d(2)), ("subsampled",), (2,)),
     "pooled and projected": (Residual(*STRIDED, projection=nn.Sequential(nn.AvgPool2d(2), C(3, 3, 1)
                                                                          )), ("projection",), (2,)),
+    "cropped": (Residual(C(3, 3, 2), projection=Apply(lambda t: t[:, :, 1:, 1:])), ("identity",),
+                (1,)),
+    "cut": (Residual(C(3, 3, 2), projection=Apply(lambda t: t[:, :, :3, :])), ("identity",), (1,)),
     "no layers": (Parallel(nn.Identity(), nn.ReLU()), (), ()),
     "two streams": (Parallel(C(3, 3, 1), nn.Sequential(C(3, 3, 1), RELU)), ("projection",), (1,)),
 }  # fmt: skip
@@ -863,6 +866,11 @@ SLOPES = {
     "value at 0": ([FREE[0], SQUARED, Apply(torch.exp), FREE[1]], "no φ(t) - φ(-t)"),
     "slopes by channel": ([FREE[0], SQUARED, nn.PReLU(4), FREE[1]], "channel to channel"),
     "factors": ([FREE[0], Apply(lambda t: t.sin() * t.cos() * t.relu()), FREE[1]], "no φ(t)"),
+    "scaled": ([FREE[0], Apply(lambda t: 2 * t), SQUARED, FREE[1]], "branch.2 (pow) has slope 0"),
+    "one flat of two": ([Parallel(nn.Sequential(FREE[0], SQUARED, FREE[1]), nn.Sequential(
+        FREE[0], nn.ELU(), FREE[1]))], "its function has no φ(t) - φ(-t)"),
+    "one bound of two": ([Parallel(nn.Sequential(FREE[0], nn.Tanh(), FREE[1]), nn.Sequential(
+        FREE[0], nn.ELU(), FREE[1]))], "its function has no φ(t) - φ(-t)"),
     "gates": ([FREE[0], Apply(lambda t: (EACH * t).sin() * (t + EACH) * t), FREE[1]], "(mul)"),
 }  # fmt: skip
 
@@ -887,7 +895,13 @@ class Times(nn.Module):
         return self.block(x) * other
 
 
+class Between(Times):
+    def forward(self, x, other):
+        return x + self.block[1](self.block[0](x) * other)
+
+
 def test_a_stream_from_one_of_two_inputs_is_free():
+    assert rt.shortcuts(Between(nn.ModuleList(FREE))).answers == ("open",)
     net = Times(Residual(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
     assert rt.shortcuts(net).answers == ("never",)
 
@@ -1134,7 +1148,7 @@ class Stem(nn.Module):
         return h + self.down(torch.relu(self.up(h)) * x.shape[0])
 
 
-BIASED = C(3, 3, 1), C(3, 3, 3, padding=1)
+BIASED, PAD = (C(3, 3, 1), C(3, 3, 3, padding=1)), torch.ops.aten.pad.default
 NO_LAYER = {
     "a bias in front of a padding": (Residual(*BIASED), "as a bias in front of a padding"),
     "small weights": (Parallel(C(3, 3, 1), nn.Sequential(*BIASED)), "a bias in front of a padding"),
@@ -1145,12 +1159,17 @@ NO_LAYER = {
                         "its padding is not by zeros"),
     "padding by values": (Residual(Apply(lambda t: F.pad(t, (1,) * 4, "reflect")), C(3, 3, 3)),
                           "its padding is not by zeros"),
-    "even side": (Residual(C(3, 3, 2, padding="same")), "its padding is not symmetric"),
+    "even side": (Residual(C(3, 3, (2, 3), padding="same")), "its padding is not symmetric"),
+    "padding of torch by ones": (Residual(Apply(lambda t: PAD(t, (1,) * 4, "constant", 1.0)),
+                                          C(3, 3, 3)), "its padding is not by zeros"),
+    "padding of torch by values": (Residual(Apply(lambda t: PAD(t, (1,) * 4, "reflect")),
+                                            C(3, 3, 3)), "its padding is not by zeros"),
     "by position": (Residual(Apply(lambda t: t + EACH), C(3, 3, 1)), "one map for all positions"),
     "size of the input": (Stem(), "its sizes depend on the input 'x'"),
     "no layer": (Residual(Apply(lambda t: 2 * t), RELU, nn.Linear(3, 3)), "number of channels"),
     "broadcast": (Parallel(C(3, 1, 1), C(3, 4, 1)), "different strides or channels"),
-    "one-sided": (Residual(Apply(lambda t: F.pad(t, (1, 0, 0, 1))), C(3, 3, 2)), "gives its size"),
+    "one-sided": (Residual(Apply(lambda t: F.pad(t, (1, 0, 0, 1))), C(3, 3, 2)),
+                  "no padding of one convolution gives its size (4, 4)"),
     "vector": (Residual(Apply(lambda t: F.linear(t, EACH[:3]))), "number of channels"),
     "product with a vector": (Residual(Apply(lambda t: t @ EACH[:3])), "number of channels"),
     "vector behind a layer": (Residual(nn.Linear(3, 3), Apply(lambda t: t @ EACH[:3])),
@@ -1206,6 +1225,12 @@ ONE_LAYER = {
     "pad": (Residual(Apply(lambda t: F.pad(t, (1, 1, 2, 2))), C(4, 4, (5, 3))), (5, 3), (2, 1)),
     "pool": (Parallel(nn.AvgPool2d((1, 2), (3, 2)), C(4, 4, 1, (3, 2))), (1, 2), (0, 0), (3, 2)),
     "pad an axis": (Residual(Apply(lambda t: F.pad(t, (1, 1))), C(4, 4, (1, 3))), (1, 3), (0, 1)),
+    "padding of torch": (
+        Residual(Apply(lambda t: PAD(t, (1, 1, 2, 2), "constant", 0.0)), C(4, 4, (5, 3))),
+        (5, 3), (2, 1),
+    ),
+    "slice": (Parallel(Apply(lambda t: t[:, :, ::2, :]), C(4, 4, 1, (2, 1))), (1, 1), (0, 0),
+              (2, 1)),
     "pool by a function": (
         Parallel(Apply(lambda t: F.avg_pool2d(t, (3, 2), 2, (1, 0))), C(4, 4, 1, 2)),
         (3, 2), (1, 0), (2, 2),

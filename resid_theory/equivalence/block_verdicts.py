@@ -157,7 +157,7 @@ def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
     product = graph.affine_entry(other, source)
     if product is None or graph.kinds[product] != "product":
         return None
-    ends = sorted(graph.elementwise_ends(product, source), key=graph.bit.__getitem__)
+    ends = sorted(graph.elementwise_ends(product, source))
     if len(ends) != 2 or any(graph.affine_entry(end, source) is not source for end in ends):
         return None
     for gate, up in (ends, ends[::-1]):
@@ -317,7 +317,7 @@ def _theorem(path: ShortcutPath) -> str | None:
     inputs = graph.module.graph.find_nodes(op="placeholder")
     free = any(_reaches(graph, start, path.source, limits) for start in inputs)
     if free and all(not _reaches(graph, path.source, other, bounded) for other in path.others):
-        node = min(bounded, key=graph.bit.__getitem__)
+        node = min(bounded)
         return BOUNDED.format(f"{graph.label(node)} ({graph.word(node)})")
     flat = set()
     for node in nodes:
@@ -332,7 +332,7 @@ def _theorem(path: ShortcutPath) -> str | None:
         elif kind == "affine" and _shifts(graph, node) or kind not in ("affine", "same", "sum"):
             return None
     if all(not _reaches(graph, path.source, other, flat) for other in path.others):
-        node = min(flat, key=graph.bit.__getitem__)
+        node = min(flat)
         return FLAT.format(f"{graph.label(node)} ({graph.word(node)})")
     return None
 

@@ -92,7 +92,7 @@ class NetGraph:
                 self.above[node] |= self.above[part]
             meet: set[fx.Node | None] = {*parts} or {None}
             while len(meet) > 1:
-                latest = max(filter(None, meet), key=self.bit.__getitem__)  # no fork of the others
+                latest = max(filter(None, meet))  # no fork of the others
                 meet = meet - {latest} | {self.fork[latest]}
             (self.fork[node],) = meet
 

@@ -109,8 +109,8 @@ class _Piece:
         axes = self._axes(node)
         if word == "batch_norm":
             kinds = self.graph.kinds
-            fixed = [part for part in node.all_input_nodes if kinds[part] == "constant"]
-            mean = self.graph.run(fixed[0])
+            fixed = (part for part in node.all_input_nodes if kinds[part] == "constant")
+            mean = self.graph.run(next(fixed))
         else:
             mean = self.graph.layer(node).get_buffer("running_mean").double()
         return AffineLayer(weight=mean[None], bias=mean, stride=(1,) * axes)
@@ -227,12 +227,12 @@ def _geometry(graph: NetGraph, node: fx.Node, axes: int) -> Window:
     elif word == "IdentityShortcut":
         stride = _each(graph.layer(node).stride, axes)
     elif word == "pad":
-        sizes = [*graph.option(node, 1, "pad"), *[0] * 2 * axes]
+        first = graph.option(node, 1, "pad")[::2]  # along each axis from the last one, as behind it
         if graph.option(node, 2, "mode", "constant") != "constant" or graph.option(
             node, 3, "value"
         ):
             raise NotOneLayer("its padding is not by zeros")
-        padding = tuple(sizes[2 * n] for n in reversed(range(axes)))
+        padding = tuple(reversed([*first, *padding][:axes]))
     else:
         source = vars(graph.layer(node)) if node.op == "call_module" else {}
         names = ("kernel_size", "stride", "padding")

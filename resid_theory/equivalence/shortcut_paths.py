@@ -95,7 +95,7 @@ def paths_in(graph: NetGraph) -> Iterator[ShortcutPath]:
                 found.setdefault(walked[0], []).append((term, walked[1]))
         if joined:  # whatever passes is kept for itself: one shortcut, from where the first begins
             kept = [pair for some in found.values() for pair in some if pair[1] in _FORMS[:3]]
-            found = {next(iter(found)): kept} if kept and len(kept) < len(terms) else {}
+            found = {next(iter(found)): kept} if kept else {}
         for source, some in found.items():
             if len(some) == len(terms):  # the plainest is the shortcut around the rest
                 plain = min((form for _, form in some), key=_FORMS.index)
@@ -162,9 +162,7 @@ def _walk(graph: NetGraph, term: fx.Node, others: list[fx.Node]) -> tuple[fx.Nod
             if not bare:
                 return None
             # The stream, not the gate that is made of it.
-            return min(
-                (walk[0] for walk in bare), key=lambda n: graph.above[n].bit_count()
-            ), "gated"
+            return min(walk[0] for walk in bare), "gated"
         if kind == "sum" or len(parts) != 1:
             return None
         if kind == "affine" and graph.holds_layer(node):

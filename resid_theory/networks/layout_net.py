@@ -189,7 +189,7 @@ def layout_of(net: nn.Module) -> tuple[Any, Any, int]:
         raise ValueError(f"net: got {type(net).__name__}, needs a LayoutNet or a ShortcutNet")
     count = net.blocks
     if net.shortcut:
-        ones = torch.ones(count + 1, count + 1, dtype=torch.float64).tril()
-        return ones[:count, :count], ones[-1], net.shortcut_depth
-    eye = torch.eye(count + 1, dtype=torch.float64)
-    return eye[:count, :count], eye[-1], net.shortcut_depth
+        ones = torch.ones(count + 1, dtype=torch.float64)
+        return ones.new_ones(count, count).tril(), ones, net.shortcut_depth
+    eye = torch.eye(count, dtype=torch.float64)
+    return eye, nn.functional.pad(eye[-1], (1, 0)), net.shortcut_depth

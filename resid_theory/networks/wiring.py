@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, check_finite
 
@@ -105,8 +105,8 @@ def single_stream(reads: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     r"""Numbers λ and α of the stream :math:`h \leftarrow \lambda_k h + \alpha_k F_k(h)`.
 
     Args:
-        reads: A, (K, K).
-        out: a, (K + 1,).
+        reads: A, (K, K), float64.
+        out: a, (K + 1,), float64.
 
     Returns:
         λ and α, (K,).
@@ -115,8 +115,7 @@ def single_stream(reads: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: If the coefficients are not those of one stream.
     """
     count = len(reads)
-    wide = torch.zeros(count + 1, count + 1, dtype=torch.float64)
-    wide[:count, :count], wide[count] = reads.double(), out.double()
+    wide = torch.cat([nn.functional.pad(reads, (0, 1)), out[None]])
     skip = torch.zeros(count, dtype=torch.float64)
     for k in range(count):
         largest = int(wide[k].abs().argmax())
@@ -127,4 +126,4 @@ def single_stream(reads: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
                 "layout: a normalized stream needs the coefficients of one stream, those of "
                 "Layout.scaled"
             )
-    return skip, wide.diagonal()[1:].clone()
+    return skip, wide.diagonal()[1:]
