@@ -1,5 +1,6 @@
 """Dominant flows of real nets: against single gradients, an explicit recursion, the definition."""
 
+import copy
 import math
 
 import pytest
@@ -127,6 +128,9 @@ def test_shares_are_those_of_single_gradients(name, generator, device, data):
         for column, statistic in enumerate(STATISTICS):
             exact = shares_by_the_definition(table, channels, mode, statistic)
             assert abs(float(flows.all_shares[0, layer, row, column]) - exact) < round_off(64)
+    mass, total = table.abs().sum(2), float(table.abs().sum())
+    own = sum(float(mass[k, channel]) for k, channel in enumerate(channels) if channel >= 0)
+    assert abs(float(flows.off_path[0, layer]) - (1 - own / total)) < round_off(table.numel())
 
 
 @pytest.mark.parametrize(("k", "channel"), [(0, 0), (63, 0), (17, 1), (40, 8)])
@@ -216,6 +220,14 @@ def test_one_dense_kernel_lets_flow_off_the_paths_below_it(generator, data):
         net.conv4.weight += 0.01 * torch.randn(net.conv4.weight.shape, generator=generator)
     off = rt.dominant_flows(net, data).off_path
     assert bool((off[:, :4] > 0).all()) and bool((off[:, 4:] == 0).all())
+
+
+def test_a_gpu_finds_the_same(generator, data, cuda):
+    net = build("dirac", generator)  # whose paths end
+    expected, there = rt.dominant_flows(net, data), copy.deepcopy(net).to(cuda)
+    found = rt.dominant_flows(there, tuple(part.to(cuda) for part in data))
+    for name in ("all_shares", "off_path", "gradients"):
+        assert_close(getattr(found, name).cpu(), getattr(expected, name).cpu())
 
 
 # Counting ----------------------------------------------------------------------------------------

@@ -230,17 +230,6 @@ def test_seeds_differ_and_generators_move_on(generator):
     assert not torch.equal(first.conv1.weight, rt.simplified_net(5, generator=1).conv1.weight)
 
 
-def test_plain_and_residual_nets_differ_in_scale_only():
-    plain, residual = rt.simplified_net(8), rt.simplified_net(8, identity="residual")
-    for name in ("conv1", "conv3", "conv6"):
-        v = identity_removed(getattr(residual, name)).detach()
-        w = getattr(plain, name).weight.detach()
-        # KWI / HMWI = sqrt(2 / (9 c_in)) * 9 c_out
-        factor = math.sqrt(2 / (9 * w.shape[1])) * 9 * w.shape[0]
-        torch.testing.assert_close(w, factor * v, rtol=round_off(4), atol=0)
-        assert getattr(plain, name).bias.abs().max() == 0
-
-
 @pytest.mark.parametrize(
     ("depth", "penalty"), [(20, 5.388e-4), (32, 8.888e-4), (44, 1.2388e-3)], ids=str
 )
@@ -254,24 +243,53 @@ def test_penalties_before_training(depth, penalty):
     assert depth > 20 or 240 < plain / residual < 290  # Table 4: 268
 
 
-@pytest.mark.parametrize(
-    ("make", "depth"), [(rt.diracnet, 10), (rt.diracnet_imagenet, 18)], ids=["CIFAR", "ImageNet"]
-)
-def test_draws_of_the_paper_and_of_its_code(make, depth):
-    assert set(rt.diracnet(10).bn1.weight.tolist()) == {1.0}
-    net = make(depth, init="normal", bn_init="uniform")
-    drawn = torch.cat([m.weight for m in net if isinstance(m, nn.BatchNorm2d)]).detach()
-    assert 0 <= drawn.min() < 0.05 and 0.95 < drawn.max() <= 1
-    # at least 240 draws of variance 1/12: four standard errors of the mean
-    assert abs(float(drawn.mean()) - 0.5) < 4 / math.sqrt(12 * len(drawn))
-    v = net.conv1.parametrizations.weight.original.detach()
-    assert abs(float(v.std()) - 1) <= 4 / math.sqrt(2 * v.numel())
+DRAWN = {  # builder, arguments, laws of weights without an identity and with one, std of N(0, std²)
+    "plain": (rt.simplified_net, {"depth": 5}, "kaiming", None, 1.0),
+    "small": (rt.simplified_net, {"depth": 5, "init": "hardt_ma"}, "hardt_ma", None, 1.0),
+    "residual": (rt.simplified_net, {"depth": 5, "identity": "residual"},
+                 "hardt_ma", "hardt_ma", 1.0),
+    "half": (rt.simplified_net, {"depth": 5, "identity": "dominant_half", "init": "kaiming"},
+             "kaiming", "kaiming", 1.0),
+    "full": (rt.full_net, {"depth": 8, "doubling": "proj"}, "kaiming", None, 1.0),
+    "dirac": (rt.diracnet, {"depth": 10}, "kaiming", "kaiming", 1.0),
+    "Dirac's paper": (rt.diracnet, {"depth": 10, "init": "normal", "bn_init": "uniform"},
+                      "kaiming", "normal", 1.0),
+    "plain Dirac": (rt.diracnet, {"depth": 10, "identity": "plain", "init": "normal"},
+                    "kaiming", "normal", 1.0),
+    "ImageNet": (rt.diracnet_imagenet, {"depth": 18, "init": "normal", "bn_init": "uniform"},
+                 "kaiming", "normal", 1.0),
+    "pre-activation": (rt.preresnet, {"depth": 10, "std": 0.3}, "kaiming", None, 1.0),
+    "W = V + I": (rt.preresnet, {"depth": 10, "identity": "residual", "std": 0.3}, "kaiming",
+                  "normal", 0.3),
+    "Dirac blocks": (rt.preresnet, {"depth": 10, "identity": "dirac", "std": 0.3}, "kaiming",
+                     "kaiming", 1.0),
+}  # fmt: skip
 
 
-def test_classifier_follows_torch_s_law():
-    fc = rt.simplified_net(5).fc
-    assert 0.9 / 8 < float(fc.weight.detach().abs().max()) <= 1 / 8
-    assert 0 < float(fc.bias.detach().abs().max()) <= 1 / 8
+@pytest.mark.parametrize("name", DRAWN)
+def test_first_weights_are_drawn_from_one_stream_layer_by_layer(name):
+    make, arguments, outside, inside, std = DRAWN[name]
+    net, source = make(**arguments, generator=3), torch.Generator().manual_seed(3)
+    found = dict(net.named_parameters())
+    first = {"bias": 0.0, "b": 0.1}  # ones in BatchNorm, and a
+    expected = {key: torch.full_like(p, first.get(key.rpartition(".")[2], 1.0))
+                for key, p in found.items()}  # fmt: skip
+    for layer, part in net.named_modules():
+        key = f"{layer}.weight"
+        if isinstance(part, nn.Conv2d):
+            law, taps = outside, math.prod(part.kernel_size)
+            if hasattr(part, "parametrizations"):
+                law, key = inside, f"{layer}.parametrizations.weight.original"
+            scale = {"kaiming": math.sqrt(2 / part.in_channels / taps), "normal": std,
+                     "hardt_ma": 1 / taps / part.out_channels}[law]  # fmt: skip
+            expected[key] = scale * torch.randn(found[key].shape, generator=source)
+        elif isinstance(part, nn.Linear):
+            for key in (f"{layer}.weight", f"{layer}.bias"):
+                drawn = torch.rand(found[key].shape, generator=source)
+                expected[key] = (2 * drawn - 1) / part.in_features**0.5
+        elif isinstance(part, nn.BatchNorm2d) and arguments.get("bn_init") == "uniform":
+            expected[key] = torch.rand(found[key].shape, generator=source)
+    torch.testing.assert_close(found, expected, rtol=round_off(4), atol=round_off(1))
 
 
 @pytest.mark.parametrize("std", [0.0, 1e-8, 1.0], ids=str)

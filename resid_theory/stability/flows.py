@@ -220,16 +220,14 @@ def feature_gradients(
 
 def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: Loss) -> Tensor:
     """Gradient of each sample's own loss, not of the mean, in the final features."""
-    features = features.detach().requires_grad_()
-    output = head(features)
+    output = head(features.requires_grad_())
     target, _ = loss.targets_of(output, target)
     weighting = weighting_of(loss, output, target)
     shares = weighting.of_samples(output.detach(), target, len(target)).to(features)
     if not weighting.sums:
         shares = shares / shares.sum()
     (slopes,) = torch.autograd.grad(check_scalar(loss(output, target)), features)
-    shares = shares.view(-1, *[1] * (slopes.dim() - 1))
-    return torch.where(shares > 0, slopes / shares, 0.0)
+    return torch.where(shares[:, None] > 0, slopes / shares[:, None], 0.0)
 
 
 Ladder = list[tuple[Tensor, Tensor]]

@@ -12,7 +12,6 @@ from resid_theory.identity import (
     id_entries,
     id_rule,
     layer_identity,
-    parametrizations_of,
     weight_and_rest,
 )
 from resid_theory.identity.identity_kernel import RULES
@@ -106,7 +105,7 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> ChannelPa
     mixed, reason = False, None
     found: list[tuple[str, int, Tensor]] = []
     unmeasured: dict[str, str] = {}
-    for i in range(top - 1, points[0] - 1 if points else -1, -1):
+    for i in reversed(range(min(points, default=0), top)):
         name, module = modules[i]
         if i in points and mixed:
             if reason is None:
@@ -127,15 +126,14 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> ChannelPa
 def final_features(net: nn.Module) -> tuple[int, int]:
     """Number of modules that lead to the final features, the pooled channels, and of features."""
     modules = list(net) if is_sequential(net) else []
-    last = modules[-3:]
     kinds = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
-    if len(last) < 3 or not all(isinstance(m, kind) for m, kind in zip(last, kinds, strict=True)):
+    if sum(map(isinstance, modules[-3:], kinds)) < 3:
         raise ValueError(
             f"net: got {type(net).__name__}, needs an nn.Sequential that ends in "
             "AdaptiveAvgPool2d(1), Flatten, Linear, as the nets of this library do, so that every "
             "final feature is the average of one channel"
         )
-    pool, _, linear = last
+    pool, _, linear = modules[-3:]
     if pool.output_size not in (1, (1, 1)):
         raise ValueError(f"net: pools to {pool.output_size}, needs one feature for each channel")
     assert isinstance(linear, nn.Linear)
@@ -181,7 +179,7 @@ def _through(layer: nn.Module, at: Tensor, rule: str) -> Tensor:
         dilation=layer.dilation,
         groups=layer.groups,
     )
-    if layer_identity(layer) and len(parametrizations_of(layer)) > 1:  # it may be pruned or mixed
+    if layer_identity(layer):  # it may be pruned or mixed
         try:
             weight, rest = weight_and_rest(layer)
         except ValueError as error:
