@@ -357,6 +357,8 @@ def test_explicit_identities_give_the_flows_of_residual_weights(data):
 def test_error_bars_are_over_samples(generator, data):
     flows = rt.dominant_flows(build("plain", generator), data, mode="sub", statistic="median")
     assert torch.equal(flows.shares, flows.all_shares[:, :, 2, 2])
+    other = flows.under(mode="first", statistic="ratio_of_means")
+    assert torch.equal(other.shares, flows.all_shares[:, :, 1, 1])
     assert_close(flows.mean, flows.shares.mean(0))
     half = (flows.shares[0] - flows.shares[1]).abs() / 2  # of two samples
     assert_close(flows.standard_error, half)
@@ -530,6 +532,15 @@ def test_an_identity_that_is_mixed_ends_the_paths():
         "at conv2: layer: its weight is made by ResidualWeight, then Reversed"
         in (paths.unmeasured["relu0"])
     )
+
+
+def test_an_identity_that_is_scaled_by_zero_ends_the_paths_through_its_channel():
+    net = rt.diracnet(10)
+    with torch.no_grad():
+        net.conv2.parametrizations.weight[0].a[3] = 0
+    *upper, _, bottom = reversed(subactivation_paths(net).channels)
+    assert all(channels[3] == 3 for channels in upper)
+    assert bottom.tolist() == [k if k < 16 and k != 3 else -1 for k in range(64)]
 
 
 def test_an_unknown_module_ends_the_paths():

@@ -23,7 +23,9 @@ class Used(nn.Module):
 
     def __init__(self, shape, function):
         super().__init__()
-        self.w, self.function = nn.Parameter(noise(*shape, seed=1)), function
+        # Not at the start of its memory, as parameters in one buffer.
+        self.w = nn.Parameter(noise(shape[0] + 1, *shape[1:], seed=1)[1:])
+        self.function = function
 
     def forward(self, x):
         return self.function(x, self.w)
@@ -200,8 +202,8 @@ OPERATIONS = {
         "w": lambda x, w: (w, x, x @ w.T),
         "w.mT": lambda x, w: (w, torch.tanh(x @ w.T), torch.tanh(x @ w.T) @ w),
     }),
-    "behind a tensor that samples fill": ((4, 3), lambda x, w: filled(x) @ w,
-                                          whole(lambda w: w.T)),
+    "beside a tensor that samples fill": (
+        (4, 3), lambda x, w: (lambda made: filled(x) @ made)(2 * w), whole(lambda w: w.T)),
     "behind a tensor that samples are added to": (
         (4, 3), lambda x, w: torch.zeros(x.shape).add_(x) @ w, whole(lambda w: w.T)),
     "made, and met by samples": ((3, 4), met, whole(lambda w: w)),
@@ -232,28 +234,32 @@ def test_the_output_of_a_scaled_operation_counts_as_it_is_where_the_bias_does():
     torch.testing.assert_close(found, above / w.norm() / x.flatten(1).norm(dim=1))
 
 
-@pytest.mark.parametrize("shape, function", [
-    ((4,), lambda x, w: x * w),
-    ((4,), lambda x, w: x + w),
-    ((9, 4), lambda x, w: x + F.embedding(x.argmax(-1), w)),
-    ((2, 4, 3), lambda x, w: torch.einsum("btd,btdk->btk", x, w[x[..., 0].long().abs() % 2])),
-    ((4, 4), lambda x, w: F.linear(x, w[[int(x[0].abs().argmax()) % 4, 1, 2, 3]])),
-    ((1, 5, 4), lambda x, w: torch.cat([w.expand(len(x), -1, -1), x], 1)),
-    ((1,), lambda x, w: torch.einsum("bti,->bti", x, w[0])),
-    ((4, 4), lambda x, w: torch.einsum("bti,ii->bti", x, w)),
-    ((4, 4), lambda x, w: torch.einsum("bti,jj->bti", x, w)),
-    ((4, 4), lambda x, w: x + torch.einsum("bti,ii->bt", x, w)[..., None]),
-    ((3, 4), lambda x, w: x + torch.einsum("bti,ji->bt", x, w)[..., None]),
-    ((4, 3), lambda x, w: x + 0 * torch.einsum("bti,ij->jb", x, w).sum()),
-    ((4, 4), lambda x, w: x + torch.einsum("bti,ij,btj->bt", x, w, x)[..., None]),
-    ((4,), lambda x, w: torch.einsum("bti,j->btj", x, w)),
-    ((4, 4), lambda x, w: torch.matmul(x, w, out=torch.empty(len(x), TOKENS, 4))),
-    ((4, 4), lambda x, w: torch.vmap(lambda one: one @ w)(x)),
-    ((3, 4), lambda x, w: x + F.linear(x[:0], w).sum()),
-    ((4, 4), lambda x, w: F.linear(x, torch.ones(4, 4).tril() @ w)),
-    ((4, 4), lambda x, w: F.linear(x, F.embedding(torch.tensor([1, 0, 3, 2]), w))),
+PUT = "is in a weight that is put together from several parameters"
+
+
+@pytest.mark.parametrize("shape, function, reason", [
+    ((4,), lambda x, w: x * w, "scales each channel"),
+    ((4,), lambda x, w: x + w, "is added, as"),
+    ((9, 4), lambda x, w: x + F.embedding(x.argmax(-1), w), "an embedding: rows"),
+    ((2, 4, 3), lambda x, w: torch.einsum("btd,btdk->btk", x, w[x[..., 0].long().abs() % 2]),
+     "which of its entries"),
+    ((4, 4), lambda x, w: F.linear(x, w[[int(x[0].abs().argmax()) % 4, 1, 2, 3]]), PUT),
+    ((1, 5, 4), lambda x, w: torch.cat([w.expand(len(x), -1, -1), x], 1), "is joined"),
+    ((1,), lambda x, w: torch.einsum("bti,->bti", x, w[0]), PUT),
+    ((4, 4), lambda x, w: torch.einsum("bti,ii->bti", x, w), PUT),
+    ((4, 4), lambda x, w: torch.einsum("bti,jj->bti", x, w), PUT),
+    ((4, 4), lambda x, w: x + torch.einsum("bti,ii->bt", x, w)[..., None], PUT),
+    ((3, 4), lambda x, w: x + torch.einsum("bti,ji->bt", x, w)[..., None], PUT),
+    ((4, 3), lambda x, w: x + 0 * torch.einsum("bti,ij->jb", x, w).sum(), PUT),
+    ((4, 4), lambda x, w: x + torch.einsum("bti,ij,btj->bt", x, w, x)[..., None], PUT),
+    ((4,), lambda x, w: torch.einsum("bti,j->btj", x, w), PUT),
+    ((4, 4), lambda x, w: torch.matmul(x, w, out=torch.empty(len(x), TOKENS, 4)), PUT),
+    ((4, 4), lambda x, w: torch.vmap(lambda one: one @ w)(x), PUT),
+    ((3, 4), lambda x, w: x + F.linear(x[:0], w).sum(), "no sample has a row"),
+    ((4, 4), lambda x, w: F.linear(x, torch.ones(4, 4).tril() @ w), PUT),
+    ((4, 4), lambda x, w: F.linear(x, F.embedding(torch.tensor([1, 0, 3, 2]), w)), PUT),
 ])  # fmt: skip
-def test_other_uses_are_no_maps(shape, function):
+def test_other_uses_are_no_maps(shape, function, reason):
     class Net(Used):
         def __init__(self):
             super().__init__(shape, function)
@@ -264,7 +270,8 @@ def test_other_uses_are_no_maps(shape, function):
 
     x = noise(6, TOKENS, FEATURES)
     found = rt.layer_cushions(Net(), x)
-    assert found.layers == ("head",) and set(found.not_covered) == {"w"}
+    assert found.layers == ("head",) and list(found.not_covered) == ["w"]
+    assert found.not_covered["w"].startswith(reason)
 
 
 def gram(x, w):
@@ -735,6 +742,16 @@ def test_a_product_with_a_factor_or_another_sum_is_not_exact(name, exact):
     with MapObserver(net).watching(uses.append):
         net(x)
     assert [use.exact for use in uses] == [exact]
+
+
+@pytest.mark.parametrize("norm", ["kernel", "operator"])
+def test_images_without_an_axis_of_samples_count_as_batches_of_one(norm):
+    x = noise(7, TOKENS, FEATURES)
+    batch, single = (
+        rt.layer_cushions(Used((3, 5, 3), function), x, norm=norm).values
+        for function in (F.conv1d, lambda x, w: torch.stack([F.conv1d(one, w) for one in x]))
+    )
+    torch.testing.assert_close(single, batch, rtol=1e-12, atol=0)
 
 
 def test_noise_goes_into_convolutions_by_function():

@@ -161,8 +161,8 @@ class LinearUse:
     def output(self) -> Tensor:
         """The map's output with its bias and its identity, (..., out) or like ``place``."""
         y = self.place
-        if self.geometry is None and y.dim() != self.input.dim():
-            y = y.reshape(*self.input.shape[:-1], -1)
+        if self.geometry is None:  # a vector of weights has no axis, some weights have several
+            y = y[..., None].flatten(self.input.dim() - 1)
         return self.owner.add(self.input, y) if isinstance(self.owner, AddIdentity) else y
 
     @property
@@ -219,8 +219,7 @@ def _einsum(equation: Any, *operands: Any) -> Operation | None:
     left, arrow, result = equation.replace(" ", "").partition("->")
     sides = left.split(",")
     if not arrow:
-        named = left.replace("...", "").replace(",", "")
-        result = "..." + "".join(sorted(a for a in set(named) if named.count(a) == 1))
+        result = "..." + "".join(sorted(a for a in {*left} - {","} if left.count(a) == 1))
     hidden = [x.dim() - len(s.replace("...", "")) for s, x in zip(sides, operands, strict=True)]
     stars = _HIDDEN[: max(hidden)]
     one, other = (

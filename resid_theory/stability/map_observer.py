@@ -224,8 +224,8 @@ class MapObserver(TorchFunctionMode):
             rows = [slice(n, n + size) for n in range(0, len(pieces[0].weight), size)]
         for piece, some in itertools.product(pieces, rows):
             if len(rows) > 1:
-                piece = Piece(piece.part[some], piece.weight[some], piece.input,
-                              piece.place[..., some])  # fmt: skip
+                part = piece.weight[some]
+                piece = piece._replace(part=part, weight=part, place=piece.place[..., some])
             named = label if lone else tracker.label_of_part(label, weight, piece.part)
             added = None if bias is None else bias[some]
             self._report_one(piece, operation, named, tracker.origins(weight), added)
@@ -271,8 +271,8 @@ class MapObserver(TorchFunctionMode):
         module = self._modules.get(label.module, self._root)
         if isinstance(module, nn.MultiheadAttention):
             size = module.embed_dim
-            rows = [f"[{n * size}:{n * size + size}]" for n in range(3)]
-            role = "qkv"[rows.index(label.part)] if label.part in rows else label.tensor[0]
+            rows = {f"[{n * size}:{n * size + size}]": role for n, role in enumerate("qkv")}
+            role = rows.get(label.part, label.tensor[0])
             return None, f"{label.module}.{role}_proj".lstrip("."), ""
         if label.part or label.tensor != "weight" or isinstance(module, nn.Embedding):
             return None, label.name, "part" if label.part and layer_identity(module) else ""

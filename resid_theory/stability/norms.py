@@ -70,7 +70,7 @@ def _table(geometry: Geometry, side: int, axis: int, length: int) -> Tensor:
     elif geometry.mode == "replicate":
         source = at.clamp(0, length - 1)
     elif geometry.mode == "reflect":
-        source = torch.where(at.abs() >= length, 2 * (length - 1) - at.abs(), at.abs())
+        source = torch.where(at >= length, 2 * (length - 1) - at, at.abs())
     else:  # a zero is no input
         source = torch.where((at < 0) | (at >= length), -1, at)
     same = (source[:, None] == source[None]) & (source[:, None] >= 0)
