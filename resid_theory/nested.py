@@ -121,22 +121,21 @@ def rows_of(content: Any, rows: Any, samples: int) -> Any:
     return map_tensors(content, some)
 
 
-def moved(before: Tensor, after: Tensor) -> float:
-    """Change of a tensor, in units of what is let through.
+def moved(before: Tensor, after: Tensor) -> bool:
+    """Tell a change of a tensor from round-off.
 
     Args:
         before: Numbers of a computation.
         after: Those of another one, of the same shape.
 
     Returns:
-        At most 1 for what round-off may do.
+        True for more than round-off may do.
     """
     if not before.is_floating_point() or not before.numel():
-        return 0.0
+        return False
     tolerance = max(_STEPS, torch.finfo(before.dtype).eps ** 0.5)
     scale = float(torch.maximum(before.abs().max(), after.abs().max()))
-    gap = float((before - after).abs().max())
-    return gap / (tolerance * scale) if gap and scale < float("inf") else 0.0  # NaN is told later
+    return float((before - after).abs().max()) > tolerance * scale  # no NaN, which is told later
 
 
 def _names(content: Any) -> list[str]:

@@ -554,7 +554,7 @@ REFUSED = {
     "function": (lambda: torch.tanh, "square", "auto", "^net: got builtin_function_or_method, nee"),
     "frozen": (
         lambda: nn.Linear(D, K).requires_grad_(False), "square", "auto",
-        "^net: has no trainable parameters",
+        "^net: has no trainable parameters, needs at least one requires_grad=True$",
     ),
     "empty": (nn.Tanh, "square", "auto", "^net: has no trainable parameters"),
     "typo": (mlp, "square", "colums", "^method: unknown name 'colums'; did you mean 'columns'"),

@@ -11,6 +11,7 @@ from torch import nn
 
 from resid_theory.curvature import hidden_units
 from resid_theory.curvature.hidden_units import (
+    HiddenUnits,
     PredictedLoss,
     UnitGroup,
     compare_product,
@@ -98,6 +99,69 @@ def test_rows_that_differ_by_round_off_are_alike():
     assert clusters(rows) == [[0, 2], [1, 4], [3]]
     assert clusters(0 * rows[:2]) == [[0, 1]]
     assert clusters(rows[:0]) == []
+
+
+def paired(responses, *, exact):
+    """Groups of hidden units (4) and (2), of responses to equal changes and their scales."""
+    units = HiddenUnits.__new__(HiddenUnits)
+    units._exact, units.groups = exact, []
+    units._scales = {"up": torch.tensor([1.75, 1.0, 1.5, 1.25]), "side": torch.tensor([2.5, 2.0])}
+    units._outputs = {"down": 5, "out": 7, ("down", 5): 5}
+    units._columns = {"up": 3, "side": 6}
+    units._pair({
+        writer: torch.stack([one, one * torch.tensor(scales)[:, None] + other])
+        for writer, (one, scales, other) in responses.items()
+    })  # fmt: skip
+    for group in units.groups:
+        assert not any(block.any() for block in group.blocks)
+    return [
+        (group.reader, group.units.tolist(), [(key, at.tolist()) for key, at in group.slots],
+         [tuple(block.shape) for block in group.blocks])
+        for group in units.groups
+    ]  # fmt: skip
+
+
+def test_units_that_respond_alike_in_all_slots_are_a_group():
+    # The longest response is 1000; a thousandth of it is zero, where sides of a kink are averaged.
+    unit, other = torch.eye(6)[0], torch.eye(6)[1]
+    down = torch.stack([unit, 1000 * other, unit, unit, 0 * unit, 0.999 * unit, 1.001 * unit])
+    out = torch.stack([2 * other, 2 * other, 3 * other])
+    responses = {
+        "down": (down, [1.0, 2.0, 1.75, 1.25, 9.0, 1.5, 2.5], 0.0),
+        "out": (out, [1.75, 1.0, 1.25], 0.0),
+    }
+    both, only = [(5, 3), (7, 3)], [(5, 6)]
+    expected = [
+        ("up", [1, 0], [("down", [0, 2]), ("out", [1, 0])], both),
+        ("up", [3], [("down", [3]), ("out", [2])], both),
+        ("up", [2], [("down", [5])], both[:1]),
+        ("side", [1], [("down", [1])], only), ("side", [0], [("down", [6])], only),
+    ]  # fmt: skip
+    assert paired(responses, exact=True) == expected
+    down[[0, 2, 3]] *= 1.001
+    del expected[2]
+    assert paired(responses, exact=False) == expected
+
+
+@pytest.mark.parametrize(("scale", "apart", "fits"), [
+    (1.25 + 0.99 / 40, 0.0, True), (1.5 - 0.99 / 40, 0.0, True), (2.0 - 0.99 / 20, 0.0, True),
+    (1.25 + 1.01 / 40, 0.0, False), (1.75 + 1.01 / 40, 0.0, False), (2.5 + 1.01 / 20, 0.0, False),
+    (1.25, 0.99e-6, True), (1.25, 1.01e-6, False),
+])  # fmt: skip
+def test_a_column_has_the_scale_of_a_unit_in_all_its_response(scale, apart, fits):
+    # Beside a long response, half as far from a unit's as is let through.
+    unit = torch.tensor([[2.0, 0.0], [2000.0, 0.0]])
+    other = torch.tensor([[0.0, apart * 2.5], [0.0, 0.5e-6 * 2000.0]])
+    responses = {("down", 5): (unit, [scale, 1.0], other)}
+    if fits:
+        assert len(paired(responses, exact=True)) == 2
+        return
+    with pytest.raises(ValueError) as caught:
+        paired(responses, exact=True)
+    assert str(caught.value) == (
+        "net: a column of 'down' reads several hidden units of its branch, or units that are not "
+        "moved by linear maps alone; needs one hidden unit for each column"
+    )
 
 
 def test_responses_of_sides_are_averaged():

@@ -833,6 +833,7 @@ def test_labels_that_name_a_class_of_flat_outputs():
 
 def test_outputs_that_all_samples_share(generator):
     scale, z, target = torch.ones(CLASSES), outputs(generator), outputs(generator)
+    unread = torch.ones(2, requires_grad=True)
     reads = Loss(lambda o, t: (o[0] * o[1] - t).square().mean())
     leaves = Loss(lambda o, t: (o[0] - t).square().mean())
     axes = SampleAxes.first((z, scale), SAMPLES)
@@ -840,8 +841,9 @@ def test_outputs_that_all_samples_share(generator):
     Weighting(reads, axes).learn((z, scale), target, SAMPLES)  # a constant
     scale.requires_grad_(), z.requires_grad_()
     Weighting(leaves, axes).learn((z, scale), target, SAMPLES)
+    axes = SampleAxes.first((z, scale, unread), SAMPLES)
     with torch.no_grad(), pytest.raises(NoWeighting, match="reads an output that all samples sha"):
-        Weighting(reads, axes).learn((z, scale), target, SAMPLES)
+        Weighting(reads, axes).learn((z, scale, unread), target, SAMPLES)
 
 
 def test_losses_that_are_flat_at_one_sample(generator):

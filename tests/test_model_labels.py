@@ -149,12 +149,14 @@ def test_a_decoder_reads_the_labels():
         ("beside", "cross_entropy", lambda b: b, "unknown which belong together"),
         ("balanced", "model", FORMS["list"], "no mean over samples or labels"),
         ("pairs", "model", FORMS["list"], r"own loss fails on single samples \(needs pairs\)"),
+        ("pairs", "model", lambda b: rows(b, slice(1)), r"^loss: of .* dict: RuntimeError\('needs"),
         ("none", "model", FORMS["list"], "^net: gives Output without 'loss' on a batch with"),
         ("mean", "model", lambda b: [(b["input_ids"], b["labels"])], "a mapping with 'labels'"),
         ("mean", "square", lambda b: b, "data y"),
     ],
 )
 def test_refusals(own, loss, data, words):
+    assert str(rt.Loss.of("model")) == "Loss(model, of='batch')"
     with pytest.raises(ValueError, match=words):
         rt.curvature_operator(Language(True, own=own), loss, data(batch()))
 

@@ -108,12 +108,16 @@ def test_rows_of_the_samples_alone_are_taken():
     ("dtype", "step"),
     [(torch.float64, 2e-6), (torch.float32, torch.finfo(torch.float32).eps ** 0.5)],
 )
-def test_a_change_is_counted_in_steps_of_the_largest_number(dtype, step):
-    before, after = torch.tensor([[2.0, -1.0], [2.0, -8.0]], dtype=dtype)
-    assert moved(before, after) == moved(after, before) == pytest.approx(7 / 8 / step)
-    assert moved(before, before) == moved(before[:0], before[:0]) == 0.0
-    assert moved(before, after * torch.inf) == moved(before.long(), after.long()) == 0.0
-    assert moved(before, before * torch.nan) == moved(0 * before, 0 * before) == 0.0
+def test_a_change_is_told_by_the_largest_number(dtype, step):
+    one, less, more = (
+        torch.tensor([-8.0, part * 8 * step], dtype=dtype) for part in (0.0, 0.999, 1.001)
+    )
+    assert moved(one, more) and moved(more, one) and moved(-more, one)
+    for before, after in (
+        (one, one), (one, less), (less, one), (0 * one, 0 * one), (one[:0], more[:0]),
+        (one.long(), -one.long()), (one, one * torch.inf), (one, one * torch.nan),
+    ):  # fmt: skip
+        assert not moved(before, after)
 
 
 def test_a_class_with_a_tensor_and_an_object_with_an_unset_field_stay_as_they_are():

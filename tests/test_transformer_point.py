@@ -1,7 +1,6 @@
 """The zero point of transformers: numbers against nets, and nets against dense Hessians."""
 
 import math
-import re
 import sys
 from types import SimpleNamespace
 
@@ -729,10 +728,28 @@ def test_scaled_data_scale_the_prediction(activation, power):
         assert sorted(branch.units) == [2, 3]
 
 
-def test_a_norm_behind_a_branch_is_told():
-    net = chain(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False), nn.LayerNorm(3))
-    point = zero_point_of_net(net, "square", (torch.randn(5, 3), torch.randn(5, 3)))
-    assert re.search("up to 3[01].* at zero", point.notes[0])  # at most 1 / √1e-5
+class Normed(nn.Module):
+    """Branches behind norms, which multiply them by 15, 100, 1 and 30 at zero."""
+
+    def __init__(self):
+        super().__init__()
+        norms = [nn.RMSNorm(3, gain**-2.0, False) for gain in (15, 100, 30)]
+        norms.insert(2, nn.Identity())
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 3, bias=False), norm)
+            for norm in norms
+        )
+
+    def forward(self, x):
+        return sum((branch(x) for branch in self.branches), x)
+
+
+def test_norms_behind_branches_are_told():
+    point = zero_point_of_net(Normed(), "square", (torch.randn(5, 3), torch.randn(5, 3)))
+    assert point.notes == (
+        "a norm behind a branch multiplies what 2 weights write by up to 100 at zero: the Hessian "
+        "holds only while they write far less than 0.01",
+    )
 
 
 @pytest.mark.parametrize(

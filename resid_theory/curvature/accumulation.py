@@ -21,6 +21,7 @@ from resid_theory.curvature.rounding import (
 )
 from resid_theory.data import Batch
 from resid_theory.eigen.matrix_error import MatrixError
+from resid_theory.eigen.products import probe_vectors
 from resid_theory.losses import NoWeighting
 from resid_theory.runtime.preserve import deterministic, preserved
 from resid_theory.runtime.resources import available_bytes, is_out_of_memory, readable_bytes
@@ -162,11 +163,9 @@ class BatchSum:
         self.risk.check_read_only()
         tries = 3 if self.risk.matrix == "hessian" else 1  # the others are symmetric as written
         size = sum(p.numel() for p in graph.parameters)
-        generator = torch.Generator().manual_seed(0)
-        vectors = torch.randn(tries, size, generator=generator, dtype=torch.float64)
-        vectors, every = vectors.to(self.risk.device), range(len(graph.parameters))
+        vectors = probe_vectors(tries, size).to(self.risk.device)
         with check_twice(graph.given, graph.first_derivatives):
-            products = graph.product(vectors, every, every, 1)
+            products = graph.product(vectors)
         gap = asymmetry(graph, vectors, products) if tries > 1 else 0.0
         more, zero = min(_AGAIN, batch.size), not products.any()
         if (gap or zero) and self.risk.splits and count < more:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from resid_theory.curvature.operator import CurvatureOperator
 from resid_theory.curvature.rounding import NOT_SYMMETRIC
 from resid_theory.eigen.operator_log import RecordedOperator
-from resid_theory.eigen.products import unit_vectors
+from resid_theory.eigen.products import probe_vectors, unit_vectors
 from resid_theory.runtime.store import path_of
 
 __all__ = ["PANEL", "columns_of", "lower_columns"]
@@ -90,9 +90,7 @@ def _symmetrize(
             columns.copy_(mean.mT)
     norm = squares**0.5
     if len(groups) > 1:  # what was mirrored, as three products see it
-        drawn = torch.randn(
-            len(matrix), 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-        ).to(matrix.device)
+        drawn = probe_vectors(len(matrix), 3).to(matrix.device)
         found = operator @ drawn
         apart = (found - matrix @ drawn) / scale
         gap = max(gap, float(apart.norm() / (found.norm() / scale).clamp_min(eps)))

@@ -124,7 +124,7 @@ class EmpiricalRisk:
     @property
     def device(self) -> torch.device:
         """The net's device."""
-        return self.parameters[0].device
+        return next(iter(self.parameters)).device
 
     @property
     def point(self) -> Tensor:
@@ -170,15 +170,16 @@ class EmpiricalRisk:
         for name, weight in self.net.named_parameters():
             check_finite(f"net {name}", weight)
         stream = iter(self.data)
-        begun = [next(stream)]
+        first = next(stream)
+        begun = [first]
         if not self._looked and not self.loss.takes_batches:
-            if begun[0].size == 1:  # two samples tell more than one
+            if first.size == 1:  # two samples tell more than one
                 begun += [batch for batch in [next(stream, None)] if batch]
             self.look(begun)
         if self.loss.takes_batches:
-            self.loss = self.of_batch(self.net, begun[0].placed, self.loss.weighed)
+            self.loss = self.of_batch(self.net, first.placed, self.loss.weighed)
             self.found.whole = self.loss.whole
-            again = partial(self.of_batch, self.net, begun[0].placed)
+            again = partial(self.of_batch, self.net, first.placed)
             check_repeatable("loss", self.net, again, self.note)
         whole = self.found.whole
         if whole and len(begun) == 1:
@@ -193,9 +194,7 @@ class EmpiricalRisk:
 
     def look(self, batches: Sequence[Batch]) -> None:
         """Run the net on a few samples of one batch, or of two whose first has one."""
-        self._looked = True
-
-        watch = WatchCuts()
+        self._looked, watch, (first, *_) = True, WatchCuts(), batches
 
         def run(batch: Batch) -> Any:
             with watch:
@@ -207,12 +206,12 @@ class EmpiricalRisk:
             self.net, self.loss, batches, run=run, note=self.note, mixes=self._mixes, watch=watch
         )
         if watch.seen:
-            few = batches[0].spread(EXAMPLES)
+            few = first.spread(EXAMPLES)
             with CheapDoubleBackward():  # cuDNN has no derivative of recurrent layers in eval mode
                 self.note(check_cuts(self.parameters, lambda: self.value(few)))
         if self.found.whole:
             self.keep_whole(self.found.whole)
-        if gains_from_channels_last(self.net, batches[0].part(0, 2).pair[0]):
+        if gains_from_channels_last(self.net, first.part(0, 2).pair[0]):
             self._format = torch.channels_last
         if self._graph.needs_samples and self.reads_parameters:
             raise ValueError(

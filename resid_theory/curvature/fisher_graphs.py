@@ -125,14 +125,14 @@ class FisherGraph(SampledGraph):
         if len(self._points) != 1:
             raise ValueError(f"net: gives {len(self._points)} tensors, a Fisher matrix needs one")
         assert loss.likelihood is not None and self.shares is not None
-        point = self._points[0].detach()
+        (point,) = (point.detach() for point in self._points)
         self._predictions = loss.likelihood(point, target)
         shares = self.shares.to(point).view(-1, *[1] * (point.dim() - 1))
         self._weights = shares * self._predictions.weights
         return recorded
 
     def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
-        return [self._weights * self._predictions.curve(moves[0])]
+        return [self._weights * self._predictions.curve(move) for move in moves]
 
     def roots(self) -> Iterator[Sequence[Tensor]]:
         """One prediction of each sample at a time, for they share layers."""
@@ -163,7 +163,8 @@ class MonteCarloFisherGraph(FisherGraph):
         return recorded
 
     def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
-        total = sum(self._predictions.along(slope, moves[0]) for slope in self._drawn)
+        (move,) = moves
+        total = sum(self._predictions.along(slope, move) for slope in self._drawn)
         return [self._weights / self.draws * total]
 
     def roots(self) -> Iterator[Sequence[Tensor]]:

@@ -1,5 +1,6 @@
 """Hidden units of branches: which weights are paired, and the loss to second order in each pair."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class HiddenUnits:
         directions: dict[Key, Tensor] = {}
         found: dict[Key, list[Tensor]] = defaultdict(list)
         for sides in self._batches():
-            first = sides[0]
+            first, *_ = sides
             self._outputs |= {use.key: use.weight.shape[-1] for use in first.uses}
             for number in first.readers:
                 use = first.uses[number]
@@ -103,15 +104,17 @@ class HiddenUnits:
     def _pair(self, responses: dict[Key, Tensor]) -> None:
         """Find the unit that each column of a writer reads, and units that are alike."""
         slots: dict[Key, dict[int, list[tuple[Key, int]]]] = defaultdict(lambda: defaultdict(list))
-        top = max((float(r.norm(dim=-1).max()) for r in responses.values()), default=0.0)
+        lengths = {writer: one.norm(dim=1) for writer, (one, _) in responses.items()}
+        top = max((float(each.max()) for each in lengths.values()), default=math.nan)
         for writer, (one, other) in responses.items():
-            seen = one.norm(dim=1) > (0.0 if self._exact else SIDES * top)
+            seen = lengths[writer] > (0.0 if self._exact else SIDES * top)
             ratios = (one * other).sum(1) / one.square().sum(1)
             gaps = (other - ratios[:, None] * one).norm(dim=1) / other.norm(dim=1)
             for column in seen.nonzero().flatten().tolist():
-                reader, unit = self._of_scale(float(ratios[column]))
-                if reader is None or float(gaps[column]) > _CHECKED:
+                found = self._of_scale(float(ratios[column]))
+                if found is None or float(gaps[column]) > _CHECKED:
                     raise _mixed(writer)
+                reader, unit = found
                 slots[reader][unit].append((writer, column))
         for key, units in slots.items():
             kinds: dict[tuple[Key, ...], list[int]] = defaultdict(list)
@@ -120,7 +123,7 @@ class HiddenUnits:
             for writers, members in kinds.items():
                 columns = torch.tensor([[c for _, c in units[unit]] for unit in members])
                 each = [responses[w][0][columns[:, n]] for n, w in enumerate(writers)]
-                for alike in _clusters(torch.cat(each, dim=-1)):
+                for alike in _clusters(torch.hstack(each)):
                     self.groups.append(UnitGroup(
                         reader=key, units=torch.tensor(members)[alike],
                         slots=[(w, columns[alike, n]) for n, w in enumerate(writers)],
@@ -128,13 +131,13 @@ class HiddenUnits:
                                 for w in writers],
                     ))  # fmt: skip
 
-    def _of_scale(self, ratio: float) -> tuple[Key | None, int]:
-        """Reader and number of the unit that has a scale."""
+    def _of_scale(self, ratio: float) -> tuple[Key, int] | None:
+        """Reader and number of the unit that has a scale; None if none has."""
         for key, scales in self._scales.items():
             distance = (scales - ratio).abs()
             if distance.min() * len(scales) < 0.1:
                 return key, int(distance.argmin())
-        return None, 0
+        return None
 
     # -- couplings ---------------------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ class HiddenUnits:
         self.total = 0.0
         pushed_tries: dict[Key, Tensor] = {}
         for sides in self._batches():
-            first = sides[0]
+            first, *_ = sides
             self.total += first.weight
             for turn in range(rounds):
                 at = {key: turn * counts[key] + place for key, place in places.items()}
@@ -171,10 +174,10 @@ class HiddenUnits:
 
     def _at_writers(self, sides: Sides, moves: dict[int, Tensor]) -> dict[Key, Tensor]:
         """Weighted change of the loss's gradient in each writer, (out, columns)."""
-        first, found = sides[0], dict[Key, Tensor]()
+        (first, *_), found = sides, dict[Key, Tensor]()
         for number, v in pushed(sides, moves).items():
             change = first.weight * (first.writers[number].mT @ v)
-            change = change.transpose(0, 1).flatten(1).cpu()
+            change = torch.hstack(list(change)).cpu()
             key = first.uses[number].key
             found[key] = found[key] + change if key in found else change
         return found
@@ -192,7 +195,7 @@ class HiddenUnits:
             for (writer, columns), block in zip(group.slots, group.blocks, strict=True):
                 expected[writer][:, columns] += block @ tries[group.reader][group.units].mT
         bound = _CHECKED if self._exact else SIDES
-        top = max((float(value.norm()) for value in pushed_tries.values()), default=0.0)
+        top = max((float(value.norm()) for value in pushed_tries.values()), default=math.nan)
         for writer, value in pushed_tries.items():
             if float((value - expected[writer]).norm()) > bound * top:
                 raise _mixed(writer)

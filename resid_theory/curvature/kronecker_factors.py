@@ -19,6 +19,7 @@ from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.fisher_graphs import MATRICES, SampledGraph
 from resid_theory.curvature.kronecker_operator import KroneckerBlock, KroneckerOperator
 from resid_theory.data import Batch
+from resid_theory.eigen.products import probe_vectors
 from resid_theory.losses import LossLike
 from resid_theory.runtime.preserve import deterministic, preserved
 
@@ -40,15 +41,20 @@ class _FactoredLayer:
     A: Tensor = torch.zeros(())
     G: Tensor = torch.zeros(())
 
+    @property
+    def output(self) -> Tensor:
+        """What the one call gave, with its graph."""
+        ((_, output),) = self.calls
+        return output
+
     def inputs(self) -> Tensor:
         """Inputs at every place, (samples, places, in + 1), of the parameters with rows."""
-        module, (given, _) = self.module, self.calls[0]
+        module, ((given, _),) = self.module, self.calls
         places = given
         if not isinstance(module, nn.Linear):
             # A convolution with unit kernels cuts the patches out, padded as the layer pads.
-            size = module.weight[0].numel()
-            unit = torch.eye(size, dtype=given.dtype, device=given.device)
-            kernels = unit.view(size, *module.weight.shape[1:])
+            size = module.weight.numel() // len(module.weight)
+            kernels = torch.eye(size).to(given).view(size, *module.weight.shape[1:])
             places = module._conv_forward(given, kernels, None).flatten(2).mT
         flat = places.reshape(len(given), -1, places.shape[-1])
         ones = torch.ones_like(flat[..., :1])
@@ -113,8 +119,8 @@ def _cover(risk: EmpiricalRisk, batch: Batch) -> tuple[list[_FactoredLayer], dic
             module=module, calls=seen[3][name], names=[names[id(p)] for p in own],
             columns=[p.numel() // len(p) for p in own],
         )  # fmt: skip
-        why = _reason(layer, own, graph, [len(calls[name][0][0]) for calls in seen.values()
-                                          if calls[name]])  # fmt: skip
+        counts = [len(given) for calls in seen.values() for given, _ in calls[name]]
+        why = _reason(layer, own, graph, counts)
         reasons |= dict.fromkeys(layer.names, why)
         if not why:
             layers.append(layer)
@@ -138,11 +144,9 @@ def _reason(
         if made.shape != parameter.shape or not _is_shift(made, parameter):
             return "its layer's weight is not a parameter plus a constant (parametrized)"
     # A parameter that is used beside its layer has more gradient than the layer's map gives it.
-    probe = [torch.randn(t.shape, generator=torch.Generator().manual_seed(0)).to(t)
-             for t in graph.outputs]  # fmt: skip
-    at = [layer.calls[0][1], *own]
+    probe = [probe_vectors(*t.shape).to(t) for t in graph.outputs]
     z, *found = torch.autograd.grad(
-        graph.outputs, at, probe, retain_graph=True, materialize_grads=True
+        graph.outputs, [layer.output, *own], probe, retain_graph=True, materialize_grads=True
     )
     joined = torch.einsum("mro,mri->oi", layer.at_places(z), layer.inputs())
     for part, right in zip(joined.split(layer.columns, dim=1), found, strict=True):
@@ -158,7 +162,7 @@ def _is_shift(made: Tensor, parameter: Tensor) -> bool:
         return True
     if not made.requires_grad:
         return False
-    v = torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made)
+    v = probe_vectors(*made.shape).to(made)
     (found,) = torch.autograd.grad(made, parameter, v, materialize_grads=True)
     return torch.equal(found, v)
 
@@ -231,13 +235,13 @@ def kfac(
     try:
         risk = risk.widened()
     except Exception as error:
-        with preserved(own, batchnorm="eval", state=risk.state):
+        with preserved(own):
             next(risk.first_pass())  # an error of the net's own precision, if there is one
         raise ValueError(
             f"net: K-FAC needs it in float64, to which it cannot be copied ({error})"
         ) from error
     total, reduce = 0.0, weight_sharing == "reduce"
-    with preserved(risk.net, batchnorm="eval", state=risk.state), deterministic():
+    with preserved(risk.net, state=risk.state), deterministic():
         batches = risk.first_pass()
         first = next(batches)
         layers, not_covered = _cover(risk, first)
@@ -265,12 +269,12 @@ def kfac(
 
 def _add(layers: Sequence[_FactoredLayer], graph: Any, reduce: bool) -> float:
     """Add the moments of a chunk; return the sum of its samples' weights."""
-    shares = graph.weight * graph.shares.to(layers[0].module.weight.device)
+    shares = graph.weight * graph.shares.to(graph.value)
     for layer in layers:
         a = layer.inputs()
         a = a.mean(1, keepdim=True) if reduce else a / a.shape[1] ** 0.5
         layer.A = layer.A + torch.einsum("m,mri,mrj->ij", shares, a, a)
-    at = [layer.calls[0][1] for layer in layers]
+    at = [layer.output for layer in layers]
     for root in graph.roots():
         gradients = torch.autograd.grad(
             graph.outputs, at, root, retain_graph=True, materialize_grads=True

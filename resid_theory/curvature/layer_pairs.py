@@ -25,6 +25,7 @@ from resid_theory.curvature.loss_graph import LossGraph, WeightUse
 from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.curvature.zero_pass import loss_graph
 from resid_theory.data import Batch
+from resid_theory.eigen.products import probe_vectors
 from resid_theory.runtime.resources import is_out_of_memory
 
 __all__ = ["NotPaired", "layer_sizes", "pairs_hessian", "samples_together"]
@@ -168,8 +169,7 @@ def pairs_hessian(risk: EmpiricalRisk, chunk: int, *, report: Callable[[int], An
     risk = copy.copy(risk)
     risk.take_graphs(LossItself)
     hessian = torch.zeros(size, size, dtype=torch.float64, device=risk.device)
-    tried = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    tried, total = tried.to(risk.device), 0.0
+    tried, total = probe_vectors(size).to(risk.device), 0.0
     expected = torch.zeros_like(tried)
     for batch in risk.data:
         for start in range(0, batch.size, chunk):

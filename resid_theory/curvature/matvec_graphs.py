@@ -93,11 +93,10 @@ class MatvecGraph(ABC):
     def first_derivatives(self) -> Sequence[Tensor]:
         """First derivatives, which :meth:`pull` differentiates once more."""
 
-    def product(self, vectors: Tensor, rows: Index, columns: Index, together: int) -> Tensor:
-        """Rows of the matrix times vectors (b, columns), some together in a pass, in float64."""
-        size = sum(self.parameters[k].numel() for k in rows)
-        total = vectors.new_zeros(len(vectors), size, dtype=torch.float64)
-        self.add_product(total, 1.0, together, vectors=vectors, rows=rows, columns=columns)
+    def product(self, vectors: Tensor) -> Tensor:
+        """The matrix times vectors (b, P) in float64, one by one."""
+        total, every = torch.zeros_like(vectors), range(len(self.parameters))
+        self.add_product(total, 1.0, 1, vectors=vectors, rows=every, columns=every)
         return total
 
     def add_product(
@@ -105,16 +104,17 @@ class MatvecGraph(ABC):
         columns: Index,
     ) -> None:  # fmt: skip
         """Add the product times a weight to ``total`` (b, size of the rows)."""
-        shapes, results = ([self.parameters[k].shape for k in side] for side in (columns, rows))
+        across, down = ([self.parameters[k] for k in side] for side in (columns, rows))
         pairs = zip(vectors.split(together), total.split(together), strict=True)
         for given, place in pairs:
             count = len(given)
             group, scales = _near_one(given.contiguous())
-            flat = group.to(self.parameters[0].dtype).split([s.numel() for s in shapes], dim=1)
+            flat = group.split([p.numel() for p in across], dim=1)
             # Copies begin where complex views of them may begin.
-            blocks = [p.reshape(count, *s).clone() for p, s in zip(flat, shapes, strict=True)]
-            parts = place.split([s.numel() for s in results], dim=1)
-            into = [p.view(count, *s) for p, s in zip(parts, results, strict=True)]
+            blocks = [v.reshape(count, *p.shape).to(p.dtype, copy=True)
+                      for v, p in zip(flat, across, strict=True)]  # fmt: skip
+            parts = place.split([p.numel() for p in down], dim=1)
+            into = [v.view(count, *p.shape) for v, p in zip(parts, down, strict=True)]
             several: Sequence[Tensor] | None = None
             if count > 1 and len(set(scales)) == 1:
                 try:
@@ -122,9 +122,10 @@ class MatvecGraph(ABC):
                 except RuntimeError:
                     pass  # an operation without a batching rule: one at a time gives the same
             if several is not None:
+                (scale,) = set(scales)
                 # What the gradient does not reach has zeros without the group's axis.
                 for part, pulled in zip(into, several, strict=True):
-                    part.add_(pulled, alpha=weight * scales[0])
+                    part.add_(pulled, alpha=weight * scale)
                 continue
             for i, scale in enumerate(scales):
                 single = self.pull([b[i] for b in blocks], rows, columns, False)
@@ -236,8 +237,6 @@ class GaussNewtonGraph(MatvecGraph):
 
 def _near_one(vectors: Tensor) -> tuple[Tensor, list[float]]:
     """Vectors over powers of two that keep them in float32's range without rounding, and these."""
-    if not vectors.shape[1]:
-        return vectors, [1.0] * len(vectors)
     low, high = vectors.amin(1), vectors.amax(1)  # aminmax takes ten times as long along an axis
     scales = []
     for largest in torch.maximum(-low, high).tolist():  # one transfer: each waits for a GPU

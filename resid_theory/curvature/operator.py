@@ -113,7 +113,7 @@ class CurvatureBlock(LinearOperator):
         # NumPy asks for huge pages: filling a large array for the first time is most of its cost.
         zeros = np.zeros((count, self.shape[0]), NUMPY_DTYPES[self.dtype])
         total = torch.from_numpy(zeros).to(self.device)
-        if count:
+        if columns.numel():
             self._sums.add_products(
                 total, vectors=columns.mT, rows=self._rows, columns=self._columns
             )

@@ -10,6 +10,7 @@ from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.data import Batch
 from resid_theory.data.batch import Place
 from resid_theory.eigen.matrix_error import MatrixError
+from resid_theory.eigen.products import probe_vectors
 
 __all__ = ["NOT_SYMMETRIC", "asymmetry", "in_float64", "measured_error", "symmetric_in_float64"]
 
@@ -40,8 +41,7 @@ def measured_error(risk: EmpiricalRisk, batch: Batch, samples: int, few: int) ->
         step = part.size
     own = [risk.graph(part, start, step) for start in range(0, part.size, step)]
     size = sum(p.numel() for p in risk.parameters)
-    drawn = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    vector = drawn.to(risk.device)
+    vector = probe_vectors(size).to(risk.device)
     exact, usual = None, 0.0
     try:
         wide = risk.in_float64(batch)
@@ -93,9 +93,7 @@ def symmetric_in_float64(risk: EmpiricalRisk, batch: Batch, count: int, vectors:
     try:
         wide = risk.in_float64(batch)
         graph = wide.graph(in_float64(batch, wide), 0, count)
-        products = graph.product(
-            vectors, range(len(graph.parameters)), range(len(graph.parameters)), 1
-        )
+        products = graph.product(vectors)
     except Exception:  # a net that cannot be copied, or with steps that take one dtype only
         return False
     return asymmetry(graph, vectors, products) == 0.0
@@ -108,7 +106,6 @@ def in_float64(batch: Batch, risk: EmpiricalRisk) -> Batch:
 
 def _product(graphs: list[MatvecGraph], vector: Tensor) -> Tensor:
     """The mean of products with a vector, which is scaled to entries up to one."""
-    every, scale = range(len(graphs[0].parameters)), vector.abs().max()
+    scale = vector.abs().max()
     given = (vector / scale)[None]
-    products = [scale * graph.product(given, every, every, 1)[0] for graph in graphs]
-    return torch.stack(products).mean(0)
+    return scale * torch.cat([graph.product(given) for graph in graphs]).mean(0)

@@ -26,6 +26,7 @@ from resid_theory.curvature.operator import CurvatureOperator, operator_of
 from resid_theory.curvature.parameter_selection import select_parameters
 from resid_theory.curvature.zero_pass import ZeroPass
 from resid_theory.data import Batch
+from resid_theory.eigen.products import probe_vectors
 from resid_theory.losses import LossLike
 from resid_theory.runtime.preserve import preserved
 from resid_theory.theory.zero_weights.transformer_point import (
@@ -110,7 +111,7 @@ def zero_point_of_net(
 @contextmanager
 def _graphs_of(risk: EmpiricalRisk) -> Iterator[EmpiricalRisk]:
     risk.take_graphs(LossItself)
-    with preserved(risk.net, batchnorm="eval", state=risk.state):
+    with preserved(risk.net, state=risk.state):
         yield risk
 
 
@@ -160,7 +161,7 @@ def _shift_hessian(A: CurvatureOperator) -> tuple[Tensor, int]:
     """M, (d, d), and the number of biases that each move all as the others do; or the whole, 1."""
     sizes = [p.numel() for p in A.risk.parameters]
     size, count = sum(sizes), len(sizes)
-    probe = torch.randn(1, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    probe = probe_vectors(1, size)
     if len(set(sizes)) == 1:
         rows = torch.eye(sizes[0], size, dtype=torch.float64)
         found = (A @ torch.cat([rows, probe]).mT).mT.cpu()

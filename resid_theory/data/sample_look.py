@@ -48,7 +48,7 @@ def coupling(axes: SampleAxes | None, few: Any, more: Any) -> str:
     if axes is None:
         return "net: no axis of its outputs grows with the samples alone"
     pairs = zip(axes.spread(few), axes.spread(more), strict=True)
-    if all(moved(a[[-1, 0]].detach(), b[[0, -1]].detach()) <= 1.0 for a, b in pairs):
+    if not any(moved(a[[-1, 0]].detach(), b[[0, -1]].detach()) for a, b in pairs):
         return ""
     return (
         "net: its samples know each other, outputs depend on the other samples of a batch "

@@ -13,7 +13,14 @@ from tqdm import tqdm
 from resid_theory._check import as_tensor
 from resid_theory.eigen.matrix_error import MatrixError
 
-__all__ = ["NUMPY_DTYPES", "MatrixProducts", "Shapes", "check_square", "unit_vectors"]
+__all__ = [
+    "NUMPY_DTYPES",
+    "MatrixProducts",
+    "Shapes",
+    "check_square",
+    "probe_vectors",
+    "unit_vectors",
+]
 
 NUMPY_DTYPES: dict[torch.dtype, Any] = {
     torch.float64: np.dtype(np.float64),
@@ -216,6 +223,11 @@ def unit_vectors(operator: MatrixProducts, start: int, stop: int) -> Tensor:
     units = torch.zeros(size, dtype=torch.float64, device=operator.device)
     units[start:stop].fill_diagonal_(1.0)
     return units
+
+
+def probe_vectors(*shape: int) -> Tensor:
+    """Return normal numbers, float64 on the CPU, the same ones in every call."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def check_square(operator: MatrixProducts) -> int:

@@ -101,7 +101,7 @@ class Part:
     @property
     def samples(self) -> int:
         """Number of samples."""
-        return len(self.outputs[0])
+        return len(next(iter(self.outputs)))
 
     @property
     def tolerance(self) -> float:
@@ -139,7 +139,7 @@ class Part:
 
     def order(self) -> Tensor:
         """The samples sorted by the first number of their targets."""
-        leaf = (self.targets or self.outputs)[0]
+        leaf, *_ = self.targets or self.outputs
         return leaf.reshape(len(leaf), -1)[:, 0].argsort().cpu()
 
     def sample(self, number: int) -> Sample | None:
@@ -232,7 +232,7 @@ class Part:
                 value = self._call(moving, targets)
             at = [leaf for leaf in moving if leaf.requires_grad]
             if not value.requires_grad:
-                return float(value), torch.zeros_like(_flat(at).detach())
+                return float(value), torch.zeros_like(_flat(at))
             parts = torch.autograd.grad(value, at, materialize_grads=True)
         return float(value.detach()), _flat(parts)
 
