@@ -278,6 +278,8 @@ def test_a_net_that_is_cut_off_leaves_the_part_beside_it():
     )
     exact = 12 * net[0].weight.detach().square().flatten()
     assert relative_error(made.dense(), exact.diag()) <= HESSIAN
+    with pytest.raises(ValueError, match="^net: the loss depends on '0.bias', '2.weight'"):
+        rt.curvature_operator(net, decayed, (VECTORS, VALUES), matrix="gauss_newton")
 
 
 @pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])

@@ -869,8 +869,9 @@ def test_outputs_without_an_axis_of_samples_have_none():
     assert SampleAxes.between((torch.ones(2),), (torch.ones(5), torch.ones(5)), (2, 5)) is None
     assert SampleAxes.between(torch.ones(2, 2), torch.ones(5, 5), (2, 5)) is None
     assert SampleAxes.between(torch.ones(3), torch.ones(4), (2, 5)) is None
-    alike = SampleAxes.between(torch.ones(4, 3), torch.ones(10, 3), (2, 5))
-    assert alike == SampleAxes(((0, 2),), (False,))
+    alike, same = (torch.ones(4, 3), torch.ones(10, 3)), torch.ones(3)
+    found = SampleAxes.between(*((each, same) for each in alike), (2, 5))
+    assert found == SampleAxes(((0, 2), None), (False, False))
     with pytest.raises(ValueError, match="no axis of the outputs"):
         Weighting(Loss(lambda o, t: o), None).learn(torch.ones(()), LABELS, 5)
 

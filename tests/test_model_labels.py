@@ -151,10 +151,13 @@ def test_a_decoder_reads_the_labels():
         ("pairs", "model", FORMS["list"], r"own loss fails on single samples \(needs pairs\)"),
         ("pairs", "model", lambda b: rows(b, slice(1)), r"^loss: of .* dict: RuntimeError\('needs"),
         ("none", "model", FORMS["list"], "^net: gives Output without 'loss' on a batch with"),
-        ("mean", "model", lambda b: [(b["input_ids"], b["labels"])], "a mapping with 'labels'"),
+        ("mean", "model", lambda b: [(b["input_ids"], b["labels"])],
+         "^data: got a batch tuple; the loss 'model' needs a mapping with 'labels' among them$"),
+        ("mean", "model", lambda b: [{"input_ids": b["input_ids"]}],
+         r"^data: got a batch \['input_ids'\]; the loss 'model' needs a mapping with 'labels'"),
         ("mean", "square", lambda b: b, "data y"),
     ],
-)
+)  # fmt: skip
 def test_refusals(own, loss, data, words):
     assert str(rt.Loss.of("model")) == "Loss(model, of='batch')"
     with pytest.raises(ValueError, match=words):

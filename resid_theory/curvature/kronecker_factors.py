@@ -43,7 +43,7 @@ class _FactoredLayer:
 
     @property
     def output(self) -> Tensor:
-        """What the one call gave, with its graph."""
+        """The output of the one call, with its graph."""
         ((_, output),) = self.calls
         return output
 
