@@ -31,10 +31,10 @@ demo: set-up
 	@$(demo)
 
 # A failed lint does not stop the tests, so that one run shows everything; pytest speaks last.
-# Beside the lint, the library is compiled once for all processes that the tests start.
+# The first time, a process beside the lint imports what the tests do, so that it is compiled once.
 test: set-up-for-tests
 	@status=0; \
-	$(run) -m compileall -q experiments resid_theory & \
+	test -d tests/__pycache__ || $(run) -m pytest --collect-only -qq >/dev/null 2>&1 & \
 	if $(call has,ruff); then $(run) -m ruff check . || status=1; else $(call skipped,ruff); fi; \
 	if $(call has,mypy); then $(run) -m mypy || status=1; else $(call skipped,mypy); fi; \
 	wait; together=; \
