@@ -1,20 +1,27 @@
 """Notebooks are shop windows: they import, draw and assert; each runs from top to bottom."""
 
 import ast
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import lazy_loader
 import pytest
 
-# Late: they take seconds, and each process of pytest-xdist collects all tests.
-nbformat, nbclient = lazy_loader.load("nbformat"), lazy_loader.load("nbclient")
 pytestmark = pytest.mark.skipif(
-    not (find_spec("nbformat") and find_spec("nbclient")), reason="needs the extra 'notebooks'"
+    not (find_spec("nbformat") and find_spec("nbclient")), reason="needs nbclient"
 )
+# Late: they take seconds, and each process of pytest-xdist collects all tests. After find_spec,
+# which would load them.
+nbformat, nbclient = lazy_loader.load("nbformat"), lazy_loader.load("nbclient")
 
 
 ROOT = Path(__file__).resolve().parents[1]
+FORKED = Path(__file__).with_name("forked_kernels.py")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -66,25 +73,33 @@ def imported(node):
     return {(node.module or ".").split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
 
 
-def execute(path, folder):
+def execute(path, folder, kernel):
     """Run a copy, its saved outputs cleared, in a kernel that starts in the repository."""
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(ROOT)}}
     client = nbclient.NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", resources=resources
     )
+    client.create_kernel_manager().kernel_spec.argv = kernel
     try:
         client.execute()
     finally:
         nbformat.write(notebook, folder / path.name)  # for a look at what failed
 
 
-@pytest.fixture
-def kernel(monkeypatch, live_folder):
-    """What a kernel inherits: the checkout's packages, and this session's quick records."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("RESID_THEORY_LIVE", str(live_folder))
-    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else the debugger warns
+@pytest.fixture(scope="module")
+def kernel(live_folder):
+    """The command of a kernel, with the checkout's packages and this session's quick records."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RESID_THEORY_LIVE", str(live_folder))
+        patch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else the debugger warns
+        words = [sys.executable, "-P", str(FORKED), f"{folder}/socket"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+            while not os.path.exists(words[-1]):
+                assert process.poll() is None
+                time.sleep(0.01)
+            yield [*words, "-f", "{connection_file}"]
 
 
 # The notebooks -----------------------------------------------------------------------------------
@@ -97,7 +112,7 @@ def test_notebook_is_a_shop_window(path):
 
 @every_notebook
 def test_notebook_runs(path, tmp_path, kernel):
-    execute(path, tmp_path)
+    execute(path, tmp_path, kernel)
 
 
 # The rules themselves, on toy notebooks ----------------------------------------------------------
@@ -155,7 +170,7 @@ def test_execution_starts_in_the_repository_and_reports_errors(tmp_path, kernel)
     (tmp_path / "out").mkdir()
     path = toy(tmp_path, "import os, resid_theory", "print(os.getcwd())", "assert 0, 'wrong'")
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="wrong"):
-        execute(path, tmp_path / "out")
+        execute(path, tmp_path / "out", kernel)
     done = nbformat.read(tmp_path / "out" / path.name, as_version=4)
     assert done.cells[1].outputs[0].text.strip() == str(ROOT)
     assert nbformat.read(path, as_version=4).cells[1].outputs == []  # the original is untouched
