@@ -92,8 +92,9 @@ def test_what_stands_for_the_derivatives(function, slope, second, kink):
 )  # fmt: skip
 @pytest.mark.parametrize(
     ("seconds", "second"),
-    [((0, 5e-10), 2.5e-10), ((0, 1e-9), 5e-10), ((0, 2e-9), math.nan), ((3, 3 + 2e-9), 3 + 1e-9), ((-6, -4), math.nan)],
-)
+    [((0, 5e-10), 2.5e-10), ((0, 1e-9), 5e-10), ((0, 2e-9), math.nan), ((3, 3 + 2e-9), 3 + 1e-9),
+     ((-6, -4), math.nan)],
+)  # fmt: skip
 def test_two_sides_are_one_up_to_round_off(slopes, kink, seconds, second):
     left, right = slopes
     at = AtZero(value=7.0, left=left, right=right, second_left=seconds[0], second_right=seconds[1])
