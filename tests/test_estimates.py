@@ -324,10 +324,21 @@ def vectors_by_the_method(A, budget, seed, power):
     return V, torch.cat([Z, drawn(budget - V.shape[1] - Z.shape[1])], 1), pilots
 
 
-def joined(value, error, other, its_error):
-    """Mean weighted by inverse variances, and its standard error."""
+def joined(value, error, bars, other, its_error):
+    """Mean weighted by inverse variances, its standard error, and bars as much shorter."""
     weights = 1 / error**2, 1 / its_error**2
-    return (weights[0] * value + weights[1] * other) / sum(weights), sum(weights) ** -0.5
+    found = sum(weights) ** -0.5
+    bars = [found / error * bar for bar in bars]
+    return (weights[0] * value + weights[1] * other) / sum(weights), found, bars
+
+
+def cumulants(images):
+    """Of the lengths of images of unit vectors: the mean, the next two over its powers."""
+    sums, n = torch.linalg.eigvalsh(images.T @ images).numpy(), images.shape[1]
+    apart = [kstat(sums / sums.mean(), k) for k in (2, 3)]
+    second = min((n / (n - 1)) ** 0.5 * apart[0] / n, 1.0)
+    third = (n / (n - 1)) ** 0.75 * apart[1] / n**2
+    return sums.mean(), second, min(max(third, second**2), second**1.5)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -348,17 +359,20 @@ def test_estimates_are_those_of_the_method(power, levels, rows, budget, seed, ge
     V, Z, pilots = vectors_by_the_method(A, budget, seed, power)
     N, n = P - V.shape[1], Z.shape[1]
     several = n * (N - 1) / (N - n)  # independent vectors that n orthonormal ones are worth
-    sums = torch.linalg.eigvalsh((A @ Z).T @ (A @ Z))
-    mean = float(sums.mean())
-    second = (n / (n - 1)) ** 0.5 * float(sums.var()) / mean**2 / n
+    mean, second, third = cumulants(A @ Z)
     inside = float((A @ V).square().sum())
-    square, square_error = inside + N * mean, N * mean * math.sqrt(2 * min(second, 1.0) / several)
+    square, square_error = inside + N * mean, N * mean * math.sqrt(2 * second / several)
     if power == 1:
         form, lengths = float((Z * (A @ Z)).sum()) / n, beside(A @ Z, V).square().sum(0)
         value = float((V * (A @ V)).sum()) + N * form
         error = N * math.sqrt(2 / (N + 2) * (float(lengths.mean()) - form**2) / several)
+        freedom = several / cumulants(beside(A @ Z, V))[1]
+        bars = [t.ppf(0.975, freedom) * error] * 2
     else:
         value, error = square, square_error
+        part, degrees = second**2 / third, several * second**3 / third**2
+        low, high = (degrees / chi2.isf(tail, degrees) for tail in (0.025, 0.975))
+        bars = [N * mean * part * (1 - low), N * mean * part * (high - 1)]
     if pilots:
         first = V[:, :pilots]
         if power == 1:
@@ -369,11 +383,14 @@ def test_estimates_are_those_of_the_method(power, levels, rows, budget, seed, ge
             fourth = float(((A @ V).T @ (A @ V)).square().sum())
             mine = P * float((A @ first).square().sum()) / pilots
             its = math.sqrt((2 * fourth + n * error**2) / pilots)
-        value, error = joined(value, error, mine, its)
+        value, error, bars = joined(value, error, bars, mine, its)
+    ends = value - bars[0], value + bars[1]
     if power == 2:
         value, error = math.sqrt(value), error / (2 * math.sqrt(value))
+        ends = [math.sqrt(max(end, 0)) for end in ends]
     found = function(A, budget=budget, generator=seed)
     assert (found.value, found.standard_error) == pytest.approx((value, error), rel=1e-8)
+    assert (found.low, found.high) == pytest.approx(ends, rel=1e-8, abs=1e-8 * error)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

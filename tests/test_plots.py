@@ -815,7 +815,7 @@ def test_without_axes_a_new_figure_opens():
 
 
 @pytest.mark.parametrize(
-    "values", [[0.01, 1.0], [1.0, 20.0], [1.0, 20.1], [1.0, 1.0], [0.0, 0.0], [0.0, 9.0]], ids=str
+    "values", [[0.01, 1.0], [1.0, 20.0], [1.0, 20.1], [4.0, 4.0], [0.0, 0.0], [0.0, 9.0]], ids=str
 )
 def test_histograms_of_any_range(ax, values):
     plots.cushion_histogram({"a": Rows(x=values)}, "x", ax=ax)
@@ -824,7 +824,7 @@ def test_histograms_of_any_range(ax, values):
     assert sum(patch.get_height() for patch in ax.patches) == 2
     widths = [patch.get_width() for patch in ax.patches]
     if values[0] == values[1]:  # the only bin is around them
-        assert (ax.patches[0].get_x(), widths) == (values[0] / 2 or -0.5, [1.0])
+        assert (ax.patches[0].get_x(), widths) == (values[0] / 2 or -0.5, [values[0] or 1.0])
     assert wide or widths == pytest.approx([widths[0]] * len(widths))
     assert not wide or widths[1] / widths[0] == pytest.approx((values[1] / values[0]) ** (1 / 40))
 
@@ -870,7 +870,8 @@ def test_a_finished_figure_is_fit_to_print():
         assert not any(label.get_text() for label in axis.get_minorticklabels())
     assert same_color(ax.lines[0].get_color(), canvas.SERIES[1])  # outside the context, too
     assert b">curve</text>" in plots.svg(drawing)
-    assert same_color(area.get_facecolor()[0], canvas.SERIES[2])  # resolved when it is drawn
+    for colors in (area.get_facecolor(), area.get_edgecolor()):  # resolved when it is drawn
+        assert same_color(colors[0], canvas.SERIES[2])
 
 
 def test_a_finished_figure_keeps_the_colours_of_numbers(ax):
@@ -943,9 +944,11 @@ def test_legends_that_differ_stay_above_their_own_panel():
     for ax, label in zip(drawing.axes, ("left", "right"), strict=True):
         for color in ("red", "blue"):
             ax.plot([0, 1], color=color, label=label)
-        ax.legend()
+        ax.legend(title=f"of {label}")
     plots.finish(drawing)
     assert [labels(ax) for ax in drawing.axes] == [["left"] * 2, ["right"] * 2]
+    titles = [ax.get_legend().get_title().get_text() for ax in drawing.axes]
+    assert titles == ["of left", "of right"]
     kept = drawing.axes[0].get_legend().legend_handles  # two curves of one name are still two
     assert not drawing.legends and not same_color(*(line.get_color() for line in kept))
 

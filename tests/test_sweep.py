@@ -162,6 +162,8 @@ def test_arguments_of_a_call_become_fields_that_are_none():
         "rate": 0.5, "size": None, "name": None,
     }  # fmt: skip
     assert Settings(rate=1, size=2).content() == {"rate": 1.0, "size": 2}
+    with pytest.raises(TypeError, match="positional"):
+        Settings(1)
     with pytest.raises(ValueError, match="^size: got 2.5, needs a whole number$"):
         Settings(size=2.5)
     assert config.arguments_of(Settings)["size"] == (int, None)
@@ -801,6 +803,8 @@ def test_a_worker_that_does_not_end_is_killed():
 
 def test_a_worker_runs_cells_as_they_come_and_ends_with_its_driver(trial, monkeypatch, tmp_path):
     (ours, theirs), ended, asked = multiprocessing.Pipe(), threading.Event(), []
+    start, begun = threading.Thread, []
+    monkeypatch.setattr(threading, "Thread", lambda **how: begun.append(how) or start(**how))
     monkeypatch.setattr(os, "_exit", lambda code: ended.set())
     monkeypatch.setattr(signal, "signal", lambda *given: asked.append(given))
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
@@ -812,6 +816,7 @@ def test_a_worker_runs_cells_as_they_come_and_ends_with_its_driver(trial, monkey
     assert [ours.recv().cell.settings.seed for _ in range(2)] == [5, 6]
     ours.close()
     assert ended.wait(10) and asked == [(signal.SIGINT, signal.SIG_IGN), 3]
+    assert [how.get("daemon") for how in begun] == [True, True]  # its end is the worker's
 
 
 # -- ray -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from resid_theory.runtime import store
 from resid_theory.sweep import config, driver, hessian_task, image_tasks, processes, registry
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.setup import Setup, own_data
-from resid_theory.sweep.worker import Options, attempt, lost
+from resid_theory.sweep.worker import Options, Report, attempt, lost
 
 OPTIONS = Options(workers=2, retries=1, device="cpu", gpus=0.0)
 
@@ -274,6 +274,9 @@ def test_an_error_is_kept_with_its_trace_and_told_in_a_line(tmp_path, monkeypatc
     assert json.loads(path.read_text()) == {
         "key": cell.key, "config": config, "error": words, "trace": "",
     }  # fmt: skip
+    done = Cell.of({"task": "measured"})
+    attempt(done, results, "cpu")  # and then its worker was lost
+    assert lost(done, results, 4, "") == Report(cell=done, error=None, ran=True, seconds=0.0)
 
     def full(*_, **__):
         raise OSError(28, "no space")
@@ -281,7 +284,7 @@ def test_an_error_is_kept_with_its_trace_and_told_in_a_line(tmp_path, monkeypatc
     monkeypatch.setattr(store, "write_json", full)
     results.fail(cell, "for want of memory")  # where there is no room for that, either
     monkeypatch.setattr(store, "write_checkpoint", full)
-    assert attempt(Cell.of({"task": "measured"}), results, "cpu").error == (
+    assert attempt(Cell.of({"task": "measured", "seed": 1}), results, "cpu").error == (
         "OSError: [Errno 28] no space"
     )
 

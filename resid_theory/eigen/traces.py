@@ -294,8 +294,7 @@ def _estimates(
             )
         norm = root(squares)
     asymmetry = float((within - within.T).norm()) / 2
-    if asymmetry > _NOISE * float(within.norm()):
-        asymmetry = 0.0  # of the matrix, and no sign of rounding
+    asymmetry *= asymmetry <= _NOISE * float(within.norm())  # else no sign of rounding
     # Errors of single products are independent: their squares add up, as those of the columns do.
     rounding = product_rounding(operator, norm.value, asymmetry, drawn.count)
     return (

@@ -33,9 +33,9 @@ def interpolation_path(
     if isinstance(chart, Result) and not isinstance(chart, PathChart):
         refuse("chart", chart, "PathChart: result.chart(sample) of an Interpolation")
     ax = open_axes(ax)
-    for number, (longitude, latitude) in enumerate(np.asarray(chart.circles).swapaxes(1, 2)):
+    for number, circle in enumerate(np.asarray(chart.circles)):
         label = "kept clear of other columns" if number == 0 else None
-        ax.fill(longitude, latitude, color="0.85", linewidth=0, label=label)
+        ax.fill(*circle.T, color="0.85", linewidth=0, label=label)
     arc, path, steps = (np.asarray(curve) for curve in (chart.arc, chart.path, chart.steps))
     ax.plot(*arc.T, "--", color="0.5", linewidth=1, label="great arc")
     ax.plot(*path.T, color=SERIES[0], label="path")

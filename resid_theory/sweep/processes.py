@@ -137,8 +137,6 @@ class _Pool:
             return None
         cell = cells.popleft()
         self.waiting.extendleft(cells)
-        if self.results.is_done(cell):  # killed after writing its result and before reporting it
-            return Report(cell=cell, error=None, ran=True, seconds=0.0)
         self.losses[cell.key] += 1
         if self.losses[cell.key] > self.options.retries:
             return lost(cell, self.results, self.losses[cell.key], how)

@@ -73,7 +73,7 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
             source, count = (alone, 1) if alone else (waiting, min(size, len(waiting)))
             part = [source.popleft() for _ in range(count)]
             running[task.remote(part, stored, options.device)] = part
-        reference = ray.wait(list(running))[0][0]
+        (reference,), _ = ray.wait(list(running))
         part = running.pop(reference)
         try:
             reports = ray.get(reference)
@@ -81,11 +81,7 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
             if len(part) > 1:  # one of them is to blame: run each alone; finished ones are found
                 alone.extend(part)
                 continue
-            cell = part[0]
-            if results.is_done(cell):
-                reports = [Report(cell=cell, error=None, ran=True, seconds=0.0)]
-            else:
-                reports = [lost(cell, results, options.retries + 1, type(error).__name__)]
+            reports = [lost(*part, results, options.retries + 1, type(error).__name__)]
         # For about half a second of work, as a task costs several milliseconds; 64 cells at most.
         mean = sum(report.seconds for report in reports) / len(reports)
         size = max(1, min(len(waiting) // (4 * workers), int(0.5 / max(mean, 1 / 128))))

@@ -51,6 +51,8 @@ def attempt(cell: Cell, results: Results, device: str) -> Report:
 
 def lost(cell: Cell, results: Results, times: int, how: str) -> Report:
     """Report of a cell whose workers were lost too often."""
+    if results.is_done(cell):  # the last one was killed before it could report
+        return Report(cell=cell, error=None, ran=True, seconds=0.0)
     words = f"its worker was lost {times} times ({how}); the usual cause is lack of memory"
     results.fail(cell, words)
     return Report(cell=cell, error=words, ran=True, seconds=0.0)
