@@ -14,6 +14,7 @@ from tolerances import HESSIAN, relative_error
 from torch import nn
 
 import resid_theory as rt
+from resid_theory.eigen.linear_operator import WrappedOperator, _restricted
 from resid_theory.eigen.matrix_error import MatrixError
 
 EPS = torch.finfo(torch.float64).eps
@@ -127,6 +128,13 @@ def test_exact_terms_leave_the_rounding_of_what_they_cancel(generator):
         rounding = 16 * (2 * EPS * lengths[0] + 3 * eps * lengths[1])
         assert made.error.spectral == pytest.approx(rounding, rel=1e-6)
         assert made.error.trace == made.error.frobenius == made.error.spectral * 20**0.5
+
+
+def test_a_block_of_the_identity_is_one_of_its_kind():
+    rows, given = torch.arange(2), {"dtype": torch.float32, "device": torch.device("meta")}
+    part = _restricted(rt.eigen.Identity(5, **given), rows, rows)
+    assert isinstance(part, rt.eigen.Identity) and part.shape == (2, 2)
+    assert {name: getattr(part, name) for name in given} == given
 
 
 def test_products_with_the_identity_are_no_views():
@@ -422,13 +430,23 @@ def test_a_sum_is_as_wide_as_its_widest_term(wide):
 
 def test_scipy_multiplies_by_an_operator_and_its_transpose(generator):
     matrix = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    A, left, right = rt.eigen.as_operator(matrix).to_scipy(), np.eye(3)[:, 1:], np.eye(5)[:, 2:]
+    asked, left, right = [], np.eye(3)[:, 1:], np.eye(5)[:, 2:]
+
+    class Noted(WrappedOperator):
+        T = property(lambda self: Noted(self._matrix.mT))
+
+        def _product(self, vectors):
+            asked.append(vectors.shape[1])
+            return super()._product(vectors)
+
+    A = Noted(matrix).to_scipy()
     assert A.shape == (3, 5) and A.dtype == np.float64
     for found, wanted in (
         (A @ right, matrix[:, 2:]), (A @ right[:, 0], matrix[:, 2]), (A.H @ left, matrix.T[:, 1:]),
         (A.H @ left[:, 0], matrix.T[:, 1]),
     ):  # fmt: skip
         np.testing.assert_array_equal(found, wanted.numpy())
+    assert asked == [3, 1, 2, 1]  # several at a time
 
 
 def test_a_multiple_is_as_exact_as_its_matrix():

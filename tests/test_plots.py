@@ -918,7 +918,7 @@ def test_the_legend_of_one_panel_stands_beside_it_where_it_is_narrow(entries, be
 
 @pytest.mark.parametrize(
     ("panels", "title", "lines"),
-    [(1, "a " * 15, 1), (1, "a " * 16, 2), (2, "a " * 30, 1), (2, "a " * 31, 2)],
+    [(1, "a " * 14 + "aa", 1), (1, "a " * 16, 2), (2, "a " * 29 + "aa", 1), (2, "a " * 31, 2)],
 )
 def test_titles_of_legends_are_as_wide_as_there_is_room(panels, title, lines):
     drawing = plots.figure(1, panels)
@@ -994,7 +994,7 @@ def test_ends_of_a_density_and_where_its_axis_is_linear(levels, ends, near):
 @pytest.mark.parametrize(
     ("levels", "linear"),
     [([0.0, 0.0, 6e-4, 6e-4, 6.0], 1e-8), ([0.0] * 3 + [3e-7, 3e-7, 3.0], 1e-8),
-     ([4e-3] * 3 + [6.0], 1e-3)],
+     ([4e-3] * 3 + [6.0], 1e-3), ([1e-4] * 10 + [2e-3] + [3e-2] * 89 + [9.0], 1e-3)],
 )  # fmt: skip
 def test_an_axis_of_eigenvalues_is_linear_below_a_tenth_of_them(ax, levels, linear):
     plots.spectrum(rt.Spectrum.of(levels), ax=ax)

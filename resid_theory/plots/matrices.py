@@ -52,7 +52,7 @@ def hessian_pattern(
         ax.axhline(edge, color="0.4", linewidth=0.6)
         ax.axvline(edge, color="0.4", linewidth=0.6)
     ax.set(xlabel="parameter", ylabel="parameter", title=title)
-    ax.figure.colorbar(image, ax=ax, shrink=0.85, label=f"second derivative ({UNIT})")
+    ax.figure.colorbar(image, shrink=0.85, label=f"second derivative ({UNIT})")
     return ax
 
 
@@ -110,7 +110,7 @@ def folded_filters(
         title=title,
     )
     ax.figure.colorbar(
-        image, ax=ax, shrink=0.85, label="weight", extend="both" if largest > top else "neither"
+        image, shrink=0.85, label="weight", extend="both" if largest > top else "neither"
     )
     return ax
 

@@ -1,6 +1,7 @@
 """Eigenvalues level by level: a spectrum over its rank, a report of the zero point."""
 
 import math
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -124,13 +125,10 @@ def _counted(predicted: Spectrum) -> str:
 
 def _label_levels(ax: Axes, predicted: Spectrum) -> None:
     """Write each multiplicity beside its level, while there are few and some occur repeatedly."""
-    counts = predicted.multiplicities
-    if len(counts) > _LABELLED or int(counts.max()) == 1:
+    if len(predicted.levels) > _LABELLED or int(predicted.multiplicities.max()) == 1:
         return
-    ends = counts.cumsum(0)
-    for level, count, end in zip(
-        predicted.levels.tolist(), counts.tolist(), ends.tolist(), strict=True
-    ):
+    levels, counts = predicted.levels.tolist(), predicted.multiplicities.tolist()
+    for level, count, end in zip(levels, counts, accumulate(counts), strict=True):
         middle = (end - count / 2) / predicted.size
         ax.annotate(f"× {count}", (middle, level), (0, 3), textcoords="offset points", ha="center")
 
