@@ -230,6 +230,20 @@ def test_a_gpu_finds_the_same(generator, data, cuda):
         assert_close(getattr(found, name).cpu(), getattr(expected, name).cpu())
 
 
+def test_a_module_that_works_in_place_behind_a_layer_changes_nothing(data):
+    def net(inplace):
+        parts = dict(rt.simplified_net(5).named_children())
+        block = rt.networks.Block(rt.identity.with_identity(nn.Conv2d(16, 16, 1), "plain"))
+        parts |= {"conv1": block, "relu1": nn.ReLU(inplace=inplace)}
+        return nn.Sequential(*parts.values())
+
+    one, other = net(True), net(False)
+    other.load_state_dict(one.state_dict())
+    found, expected = (rt.dominant_flows(each, data) for each in (one, other))
+    for name in ("all_shares", "off_path", "gradients"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
 # Counting ----------------------------------------------------------------------------------------
 
 

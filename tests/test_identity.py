@@ -235,8 +235,8 @@ class Doubled(nn.Module):
 @pytest.mark.parametrize("form", ["as_is", "channels_last", "eq4"])
 def test_weights_of_all_dirac_layers_at_once_are_those_of_each(form):
     kinds = [("conv2d", 3, 3)] * 3 + [("conv2d", 3, 5), ("linear", 4, 4), ("conv1d", 3, 3)]
-    net = nn.Sequential(*(layer(*kind) for kind in kinds))
-    for one, rule in zip(net, ["repeat", "truncate"] * 3, strict=True):
+    net = nn.Sequential(*(layer(*kind) for kind in kinds), nn.Conv2d(3, 3, 1))
+    for one, rule in zip(net, [*["repeat", "truncate"] * 3, "repeat"], strict=True):
         with_identity(one, "dirac", rule=rule, normalize=form != "eq4")
     torch.nn.utils.parametrize.register_parametrization(net[2], "weight", Doubled())
     with torch.no_grad():
@@ -611,13 +611,15 @@ class Nearly(nn.Module):
         self.mixed = mixed
 
     def forward(self, weight):
-        scale = torch.tensor([-2.0, 1.0 if self.mixed else 0.0, 3.0])[:, None]
+        some = 1.0 if self.mixed else 0.0
+        scale = torch.tensor([[-2.0] * 3, [some] * 3, [3.0, 3 * some, 3.0]])
         return scale * weight + self.mixed * weight.flip(1)
 
 
 @pytest.mark.parametrize("mixed", [0.0, 1e-13])
 def test_what_follows_an_identity_may_scale_filters_and_no_more(mixed):
     one = made_by(residual)
+    trained_weight(one).data.abs_().add_(2).neg_()  # beside a zero the largest is no magnitude
     parametrize.register_parametrization(one, "weight", Nearly(mixed))
     if mixed:
         with pytest.raises(ValueError) as refusal:
@@ -628,7 +630,7 @@ def test_what_follows_an_identity_may_scale_filters_and_no_more(mixed):
         )
         return
     v = one.parametrizations.weight.original.detach()
-    expected = torch.tensor([-2.0, 0.0, 3.0])[:, None] * v
+    expected = torch.tensor([[-2.0] * 3, [0.0] * 3, [3.0, 0.0, 3.0]]) * v
     torch.testing.assert_close(identity_removed(one), expected, rtol=round_off(2), atol=0)
 
 

@@ -344,6 +344,7 @@ def test_two_gradients_replace_a_missing_forward_rule(module):
         jacobian_product(module, z, v), _by_two_gradients(module, z, v), strict=True
     ):
         assert relative_error(other.detach(), one.detach()) < EXACT
+    assert not z.requires_grad
 
 
 @pytest.mark.parametrize("parameter", [True, False])

@@ -186,6 +186,9 @@ OPERATIONS = {
                                      whole(lambda w: w.T)),
     "reshaped": ((12,), lambda x, w: F.linear(x, w.view(3, 4)), whole(lambda w: w.view(3, 4))),
     "standardized": ((3, 4), lambda x, w: F.linear(x, standardized(w)), whole(standardized)),
+    "rows scaled by a part": (
+        (3, 5), lambda x, w: F.linear(x, w[:, :1] * w[:, 1:]),
+        {"w[:, 1:5]": lambda x, w: (w[:, :1] * w[:, 1:], x, x @ (w[:, :1] * w[:, 1:]).T)}),
     "masked": ((3, 4), lambda x, w: F.linear(x, w * torch.ones(3, 4).tril()), whole(torch.tril)),
     "in another precision": ((3, 4), lambda x, w: F.linear(x, w.double()), whole(lambda w: w)),
     "put together": ((3, 3), lambda x, w: F.linear(x, torch.cat([w, w[:, :1]], 1)),
@@ -649,9 +652,9 @@ def test_weights_that_are_computed(normed):
 class Routed(nn.Module):
     """Experts in one tensor; each takes the tokens that are routed to it."""
 
-    def __init__(self, *, by_list=False):
+    def __init__(self, form=""):
         super().__init__()
-        self.by_list = by_list
+        self.form = form
         self.gate = nn.Linear(6, 3, bias=False)
         self.up = nn.Parameter(torch.randn(3, 6, 6) / 6**0.5)
 
@@ -661,19 +664,22 @@ class Routed(nn.Module):
         out = torch.zeros_like(flat)
         for e in range(3):
             chosen = torch.where(pick == e)[0]
-            if self.by_list:
+            if self.form == "list":
                 chosen = chosen.tolist()
             if len(chosen):  # an expert without tokens does not run
-                part = F.linear(flat[chosen], self.up[e]) * score[chosen, None]
+                rows = flat[chosen]
+                if self.form == "keywords":
+                    rows = torch.index_select(input=flat, dim=0, index=chosen)
+                part = F.linear(rows, self.up[e]) * score[chosen, None]
                 out.index_add_(0, torch.as_tensor(chosen), part)
         return out.view_as(x)
 
 
-@pytest.mark.parametrize("by_list", [False, True], ids=["tensor", "list"])
+@pytest.mark.parametrize("form", ["tensor", "list", "keywords"])
 @pytest.mark.parametrize("seed", range(4))
-def test_routed_rows_belong_to_their_samples(seed, by_list):
+def test_routed_rows_belong_to_their_samples(seed, form):
     torch.manual_seed(seed)
-    net, x = Routed(by_list=by_list), noise(9, 3, 6, seed=seed)
+    net, x = Routed(form), noise(9, 3, 6, seed=seed)
     found = rt.layer_cushions(net, x, batch=5)
     assert found.layers == ("gate", "up[0]", "up[1]", "up[2]") and not found.not_covered
     for e in range(3):

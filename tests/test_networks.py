@@ -269,7 +269,9 @@ DRAWN = {  # builder, arguments, laws of weights without an identity and with on
 @pytest.mark.parametrize("name", DRAWN)
 def test_first_weights_are_drawn_from_one_stream_layer_by_layer(name):
     make, arguments, outside, inside, std = DRAWN[name]
-    net, source = make(**arguments, generator=3), torch.Generator().manual_seed(3)
+    torch.set_default_dtype(torch.float32)  # numbers are drawn in float64 all the same
+    net = make(**arguments, generator=3)
+    how = {"generator": torch.Generator().manual_seed(3), "dtype": torch.float64}
     found = dict(net.named_parameters())
     first = {"bias": 0.0, "b": 0.1}  # ones in BatchNorm, and a
     expected = {key: torch.full_like(p, first.get(key.rpartition(".")[2], 1.0))
@@ -282,14 +284,15 @@ def test_first_weights_are_drawn_from_one_stream_layer_by_layer(name):
                 law, key = inside, f"{layer}.parametrizations.weight.original"
             scale = {"kaiming": math.sqrt(2 / part.in_channels / taps), "normal": std,
                      "hardt_ma": 1 / taps / part.out_channels}[law]  # fmt: skip
-            expected[key] = scale * torch.randn(found[key].shape, generator=source)
+            expected[key] = scale * torch.randn(found[key].shape, **how)
         elif isinstance(part, nn.Linear):
             for key in (f"{layer}.weight", f"{layer}.bias"):
-                drawn = torch.rand(found[key].shape, generator=source)
+                drawn = torch.rand(found[key].shape, **how)
                 expected[key] = (2 * drawn - 1) / part.in_features**0.5
         elif isinstance(part, nn.BatchNorm2d) and arguments.get("bn_init") == "uniform":
-            expected[key] = torch.rand(found[key].shape, generator=source)
-    torch.testing.assert_close(found, expected, rtol=round_off(4), atol=round_off(1))
+            expected[key] = torch.rand(found[key].shape, **how)
+    expected = {key: value.float() for key, value in expected.items()}
+    torch.testing.assert_close(found, expected, rtol=2**-22, atol=2**-23)
 
 
 @pytest.mark.parametrize("std", [0.0, 1e-8, 1.0], ids=str)

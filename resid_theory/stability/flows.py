@@ -231,7 +231,7 @@ def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: Loss) ->
 
 
 Ladder = list[tuple[Tensor, Tensor]]
-"""The activation of each layer, a leaf of a graph, and that of the next one, computed from it."""
+"""The activation of each layer, and that of the next one, computed from it."""
 
 
 def _ladder(net: nn.Sequential, batch: Batch, paths: ChannelPaths) -> Ladder:
@@ -239,8 +239,8 @@ def _ladder(net: nn.Sequential, batch: Batch, paths: ChannelPaths) -> Ladder:
         below = batch.try_call(net[: paths.ends[0]])
     found = []
     for start, end in zip(paths.ends, (*paths.ends[1:], paths.top), strict=True):
-        leaf = below.detach().requires_grad_()
-        below = net[start:end](leaf)
+        leaf = below.requires_grad_()
+        below = net[start:end](leaf.clone())  # whose first module may work in place
         found.append((leaf, below))
     return found
 

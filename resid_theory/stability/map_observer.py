@@ -185,7 +185,7 @@ class MapObserver(TorchFunctionMode):
             with self:
                 return _ATTENTION(*args, **kwargs)
         result = func(*args, **kwargs)
-        self._tracker.follow_rows(name, args, result)
+        self._tracker.follow_rows(name, (*args, *kwargs.values()), result)
         if name in READERS and self._is_map(name, args, kwargs, result):
             return result
         if name == "pad":
@@ -219,8 +219,8 @@ class MapObserver(TorchFunctionMode):
         if bias is not None and not (lone and bias.shape == (len(pieces[0].weight),)):
             operation, bias = operation._replace(scaled=True), None
         rows, module = [slice(None)], self._modules.get(label.module)
-        if isinstance(module, nn.MultiheadAttention) and label.tensor == "in_proj_weight":
-            size, lone = module.embed_dim, False  # its projections share a matrix
+        if isinstance(module, nn.MultiheadAttention):
+            size, lone = module.embed_dim, False  # its projections may share a matrix
             rows = [slice(n, n + size) for n in range(0, len(pieces[0].weight), size)]
         for piece, some in itertools.product(pieces, rows):
             if len(rows) > 1:
