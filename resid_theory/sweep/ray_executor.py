@@ -81,7 +81,8 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
             if len(part) > 1:  # one of them is to blame: run each alone; finished ones are found
                 alone.extend(part)
                 continue
-            reports = [lost(*part, results, options.retries + 1, type(error).__name__)]
+            how = type(error).__name__
+            reports = [lost(cell, results, options.retries + 1, how) for cell in part]
         # For about half a second of work, as a task costs several milliseconds; 64 cells at most.
         mean = sum(report.seconds for report in reports) / len(reports)
         size = max(1, min(len(waiting) // (4 * workers), int(0.5 / max(mean, 1 / 128))))
