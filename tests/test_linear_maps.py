@@ -330,6 +330,10 @@ READ = {
         lambda x: torch.zeros_like(x).index_copy(0, by_first(x), x[by_first(x)]), [0, 1, 2], False),
     "sorted rows": (lambda x: x[by_first(x)], [0, 1, 2], True),
     "sorted rows by select": (lambda x: x.index_select(0, by_first(x)), [0, 1, 2], True),
+    "sorted rows by keywords": (
+        lambda x: torch.index_select(input=x, dim=0, index=by_first(x)), [0, 1, 2], True),
+    "rows by a mask": (lambda x: x[x[:, 0, 0] > -9], [0, 1, 2], True),
+    "entries by a mask": (lambda x: x.masked_select(x > -9).view_as(x), [0, 1, 2], True),
     "sorted rows of one token": (lambda x: x[by_first(x), 1], 1, True),
     "behind sorted rows": (lambda x: 2 * x[by_first(x)], [0, 1, 2], True),
     "sorted rows beside others": (lambda x: x[by_first(x)] + 0 * x.mean(), [0, 1, 2], True),
@@ -753,11 +757,12 @@ def test_a_product_with_a_factor_or_another_sum_is_not_exact(name, exact):
 @pytest.mark.parametrize("norm", ["kernel", "operator"])
 def test_images_without_an_axis_of_samples_count_as_batches_of_one(norm):
     x = noise(7, TOKENS, FEATURES)
-    batch, single = (
-        rt.layer_cushions(Used((3, 5, 3), function), x, norm=norm).values
-        for function in (F.conv1d, lambda x, w: torch.stack([F.conv1d(one, w) for one in x]))
+    nets = (
+        Used((3, 5, 3), lambda x, w: F.conv1d(x, w, w[:, 0, 0])),
+        Used((3, 5, 3), lambda x, w: torch.stack([F.conv1d(z, w, w[:, 0, 0]) for z in x])),
     )
-    torch.testing.assert_close(single, batch, rtol=1e-12, atol=0)
+    one, other = (rt.layer_cushions(net, x, norm=norm).values for net in nets)
+    torch.testing.assert_close(other, one, rtol=1e-12, atol=0)
 
 
 def test_noise_goes_into_convolutions_by_function():

@@ -51,10 +51,8 @@ def operator_frobenius(
     if scale == 0:
         return scale
     weight = weight / scale  # squares of weights near zero would underflow
-    flat = weight.flatten(2).flatten(0, 1)
-    counts = tables[0]
-    for table in tables[1:]:
-        counts = torch.kron(counts, table)
+    counts = functools.reduce(torch.kron, tables)
+    flat = weight.reshape(-1, len(counts))
     return scale * (flat.mH @ flat * counts).sum().real.sqrt()
 
 
@@ -81,14 +79,12 @@ def row_norms(x: Tensor) -> Tensor:
     """Euclidean norms of the rows of a matrix, float64, without over- or underflow."""
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    if x.shape[1] == 0:
-        return x.new_zeros(len(x), dtype=torch.float64)
     norms = torch.linalg.vector_norm(x, dim=1)
     low = math.sqrt(torch.finfo(x.dtype).tiny / torch.finfo(x.dtype).eps)
     # A square below `low` lost digits, one above the largest number is inf: scale those rows.
     odd = ~((norms > low) & (norms < torch.inf))
     norms = norms.to(torch.float64)
-    if bool(odd.any()):
+    if x.shape[1] and bool(odd.any()):
         rows = x[odd].to(torch.float64)
         scale = rows.abs().amax(1, keepdim=True)
         safe = torch.where(scale > 0, scale, 1.0)
