@@ -209,10 +209,19 @@ class Own(nn.Linear):
 
     def __init__(self, width, factor):
         super().__init__(width, width)
-        self.factor = factor
+        self.factor = nn.Parameter(torch.tensor(factor))
 
     def forward(self, x):
         return self.factor * super().forward(x)
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.factor * x
 
 
 class Adds(nn.Module):
@@ -229,7 +238,9 @@ class Adds(nn.Module):
 def test_a_record_names_every_layer():
     residual = with_identity(Own(WIDTH, 3.0), "residual")
     normed = parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
-    net = nn.Sequential(Own(WIDTH, 2.0), Adds(residual, nn.Linear(WIDTH, WIDTH)), normed)
+    net = nn.Sequential(Own(WIDTH, 2.0), Adds(residual, nn.Linear(WIDTH, WIDTH)), normed,
+                        nn.LayerNorm(WIDTH), Scale())  # fmt: skip
+    net[1].attention = nn.MultiheadAttention(WIDTH, 1)  # not called
     x = torch.randn(5, WIDTH)
     plain = rt.to_plain(net)
     assert torch.equal(plain(x), net(x))
@@ -241,9 +252,12 @@ def test_a_record_names_every_layer():
         "0": "carries no identity",
         "1": "a Adds, in whose forward additions are not seen",
         "1.layers.1": "carries no identity",
+        "1.attention": "a MultiheadAttention, in whose forward additions are not seen",
+        "1.attention.out_proj": "carries no identity",
+        "4": "a Scale, in whose forward additions are not seen",
         "2": "carries no identity; its weight is made by _WeightNorm",
     }
-    assert repr(record).splitlines()[0] == "to_plain: 1 converted, 4 left"
+    assert repr(record).splitlines()[0] == "to_plain: 1 converted, 7 left"
     folded = rt.fold(net)
     assert list(rt.conversion(folded).converted) == ["1.layers.0", "2"]
     assert relative_error(folded(x), net(x)) < TOLERANCE

@@ -156,6 +156,10 @@ def test_a_gate_may_stand_behind_what_it_lets_pass():
     net, x = Residual(Turned(nn.Linear(3, 4), nn.Linear(3, 4)), nn.Linear(4, 3)), torch.randn(5, 3)
     assert rt.shortcuts(net).how == ("3 units with a constant gate carry the shortcut",)
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+    wide = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4, bias=False))
+    net = Residual(Gate(wide, nn.Linear(3, 4)), nn.Linear(4, 2), projection=nn.Linear(3, 2))
+    assert rt.shortcuts(net).extra == (3,)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
     free = Residual(Turned(*(nn.Linear(3, 4, bias=False) for _ in "ab")), nn.Linear(4, 3))
     assert rt.shortcuts(free).extra == (3,)  # silu(0) + 1 is constant, too
     assert relative_error(rt.absorb(free)(x), free(x)) < SAME
@@ -585,6 +589,7 @@ def test_a_write_is_read_by_what_comes_behind(write):
     net, x = Written(write), torch.randn(5, 3)
     found, new = rt.shortcuts(net), rt.absorb(net)
     assert found.answers == ("wider",) and not found.untraced and isinstance(new, fx.GraphModule)
+    assert not any(node.kwargs.get("inplace") for node in new.graph.nodes)
     assert relative_error(new(x), net(x)) < SAME
 
 
@@ -971,7 +976,8 @@ def test_a_slice_is_a_layer_where_it_is_sure_to_take_positions(half):
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
     # What is behind the samples may be tokens or what a matrix reads.
     half, layers = Apply(lambda t: t[:, ::2]), (nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4))
-    assert rt.shortcuts(Residual(*layers, half, projection=half)).answers == ("open",)
+    found = rt.shortcuts(Residual(*layers, half, projection=half))
+    assert (found.answers, found.enters) == (("open",), ("identity",))
 
 
 @pytest.mark.parametrize(
@@ -1093,6 +1099,10 @@ def test_the_new_net_keeps_dtypes_frozen_weights_and_names():
     noisy = Joined(nn.Sequential(*branch), lambda x, y: x + y + F.dropout(x, 0.5, noisy.training))
     with pytest.raises(ValueError, match="dropout would stay in train mode"):
         rt.absorb(noisy)
+    assert not rt.absorb(noisy.eval()).training  # where a function is on whatever the mode is
+    kept = Joined(noisy.branch, lambda x, y: x + F.dropout(y, 0.5, True))
+    kept = nn.Sequential(kept, Residual(*branch)).eval()
+    assert "0" in rt.conversion(rt.absorb(kept)).left
 
 
 def without_norms(net):
@@ -1194,9 +1204,19 @@ def sides(conv):
     return conv.kernel_size, conv.padding, conv.stride, conv.groups, conv.padding_mode
 
 
+DIAGONAL = C(4, 4, 1, groups=2)
+DIAGONAL.weight.data *= torch.eye(2).repeat(2, 1)[..., None, None]
 ONE_LAYER = {
     "dilated": (Residual(C(4, 4, 3, padding=2, dilation=2)), (5, 5), (2, 2)),
     "groups": (Residual(C(4, 4, 3, padding=1, groups=2)), (3, 3), (1, 1), (1, 1), 2),
+    "groups of more": (Parallel(DIAGONAL, C(4, 4, 1, groups=4)), (1, 1), (0, 0), (1, 1), 4),
+    "groups inside": (Residual(C(4, 8, 1), C(8, 8, 1, groups=8), C(8, 4, 1)), (1, 1)),
+    "groups of channels": (
+        Parallel(nn.Sequential(C(4, 4, 1, groups=4), C(4, 6, 1)), C(4, 6, 1)), (1, 1)
+    ),
+    "groups of outputs": (
+        Parallel(nn.Sequential(C(4, 3, 1), C(3, 3, 1, groups=3)), C(4, 3, 1)), (1, 1)
+    ),
     "groups and none": (
         Parallel(C(4, 4, 3, padding=1, groups=2), C(4, 4, 3, padding=1)), (3, 3), (1, 1),
     ),

@@ -171,8 +171,8 @@ def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None =
         if not _absorb_all(graph, converter.converted, converter.left):
             continue
         check_no_hooks(old, name)
-        fixed = (node for node in graph.bit if node.op == "call_function" and old.training)
-        if any("dropout" in graph.word(node) and graph.kinds[node] == "other" for node in fixed):
+        active = (graph.word(node) for node, kind in graph.kinds.items() if kind == "other")
+        if old.training and any("dropout" in word for word in active):
             raise ValueError("net: a function for dropout would stay in train mode; "
                              "call net.eval() first")  # fmt: skip
         for key in sorted(old.state_dict().keys() - kept):
@@ -272,8 +272,8 @@ def torch_layer(graph: NetGraph, layer: AffineLayer, first: fx.Node, last: fx.No
     """A layer with the dtype of those in whose place it is, frozen if they all are."""
     between = graph.between(first, last)
     parts = [graph.layer(node) for node in between if node.op == "call_module"]
-    old = [p for part in parts for p in part.parameters() if p.is_floating_point()]
-    new = layer.module([*old, *graph.floats, torch.ones(())][0])
+    old = [p for part in parts for p in part.parameters()]
+    new = layer.module(next(iter([*old, *graph.floats, torch.ones(())])))
     normed = any(graph.word(node) in ("BatchNorm1d", "batch_norm") for node in between)
     if isinstance(new, nn.Linear) and (
         normed or any(check_two_axes in part._forward_pre_hooks.values() for part in parts)

@@ -207,7 +207,7 @@ def sum_of_layers(layers: Sequence[AffineLayer]) -> AffineLayer:
 def grouped(layer: AffineLayer, groups: set[int]) -> AffineLayer:
     """The same with as many groups as the zeros of its weight allow."""
     for count in sorted(groups, reverse=True):
-        if count < 2 or layer.groups != 1 or layer.inputs % count or len(layer.bias) % count:
+        if layer.groups != 1 or layer.inputs % count or len(layer.bias) % count:
             continue
         rows, columns = len(layer.bias) // count, layer.inputs // count
         parts = layer.weight.unflatten(0, (count, rows)).unflatten(2, (count, columns))

@@ -164,14 +164,16 @@ def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
         t = torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64)
         at = float(any(_shifts(graph, node) for node in graph.between(source, gate)))
         values = graph.run(product, {gate: torch.full_like(t, at), up: t})
-        if torch.allclose(values, values[0] * t) and values[0]:
+        factor = values[0]
+        if factor and torch.allclose(values, factor * t):
             break
     else:
         return None
     pieces = [(source, gate), (source, up), (product, other)]
-    old = [layer_between(graph, *piece).dense for piece in pieces]
-    join = sum_of_layers([layer_between(graph, source, term, old[0]) for term in path.terms]).dense
-    if not all(layer.is_matrix for layer in (*old, join)):
+    *first, last = (layer_between(graph, *piece).dense for piece in pieces)
+    join = sum_of_layers([layer_between(graph, source, each, first[0]) for each in path.terms])
+    join = join.dense
+    if not all(layer.is_matrix for layer in (*first, last, join)):
         return None
     P = join.weight.flatten(1)
     kept = P.norm(dim=0) > 0
@@ -181,13 +183,13 @@ def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
     new = [
         replace(layer, weight=torch.cat([layer.weight, row.view(*row.shape, *tail)]),
                 bias=torch.cat([layer.bias, layer.bias.new_full((extra,), value)]))
-        for layer, row, value in zip(old, (0 * eye, eye), (at, 0.0), strict=False)
+        for layer, row, value in zip(first, (0 * eye, eye), (at, 0.0), strict=True)
     ]  # fmt: skip
-    columns = (P[:, kept] / values[0].to(P)).view(len(P), extra, *tail)
-    weight = torch.cat([old[2].weight, columns], dim=1)
+    columns = (P[:, kept] / factor.to(P)).view(len(P), extra, *tail)
+    weight = torch.cat([last.weight, columns], dim=1)
     return Verdict(
         path=path, answer="wider", extra=extra, term=other, pieces=pieces,
-        layers=[*new, replace(old[2], weight=weight, bias=old[2].bias + join.bias)],
+        layers=[*new, replace(last, weight=weight, bias=last.bias + join.bias)],
         how=f"{extra} units with a constant gate carry the shortcut",
     )  # fmt: skip
 
@@ -293,7 +295,8 @@ def is_nonnegative(graph: NetGraph, node: fx.Node) -> bool:
     """True if the operations above a node show that its values are >= 0."""
     parts, word = graph.inputs(node), graph.word(node).lower()
     if graph.kinds[node] == "elementwise":
-        unit = unit_of(graph, parts[0], node)
+        (part,) = parts
+        unit = unit_of(graph, part, node)
         return unit is not None and unit.nonnegative
     keeps = word in RESHAPED or "pool" in word or word.startswith("dropout")
     if keeps or graph.kinds[node] in ("same", "sum"):
@@ -323,7 +326,8 @@ def _theorem(path: ShortcutPath) -> str | None:
     for node in nodes:
         kind, parts = graph.kinds[node], graph.inputs(node)
         if kind == "elementwise":
-            unit = unit_of(graph, parts[0], node)
+            (part,) = parts
+            unit = unit_of(graph, part, node)
             if unit is None or not unit.zero:
                 return None
             flat |= {node} if unit.flat else set()

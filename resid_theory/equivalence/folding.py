@@ -142,11 +142,11 @@ def _with_norm(
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double()
     if (bias := bias_of(layer)) is not None:
-        shift = shift + bias.detach().double()
+        shift = shift + bias.double()
     if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
+        scale = scale * norm.weight.double()
     bias = shift * scale
     if norm.bias is not None:
-        bias = bias + norm.bias.detach().double()
+        bias = bias + norm.bias.double()
     rows = scale.view(-1, *[1] * (weight.dim() - 1))
     return (rows * weight.double()).to(weight), bias.to(weight)

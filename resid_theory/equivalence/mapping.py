@@ -128,7 +128,7 @@ class _Plain(Converter):
             except NotOneLayer as reason:
                 raise ValueError(f"net: block {name!r} has no plain net: {reason}") from reason
         for key, child in list(module._modules.items()):
-            if child is not None and key != "parametrizations":
+            if child is not None:
                 module._modules[key] = self.convert(child, f"{name}.{key}" if name else key)
         return module
 
@@ -272,9 +272,9 @@ def _chosen(modules: dict[str, nn.Module], layers: Sequence[str] | None) -> tupl
 
 def _check_ties(modules: dict[str, nn.Module], names: Sequence[str], name: str) -> None:
     """Raise a ValueError if a layer that is not converted has the weight of one that is."""
-    own = [modules[name]._parameters.get("weight")]
+    own = modules[name]._parameters.get("weight")
     for other, module in modules.items():
-        shares = any(p is not None and p is own[0] for p in module._parameters.values())
+        shares = own is not None and any(p is own for p in module._parameters.values())
         if shares and module is not modules[name] and other not in names:
             raise ValueError(
                 f"net: layers {name!r} and {other!r} share a parameter, which cannot hold both "
@@ -313,7 +313,7 @@ def _residual(
     if explicit:
         return AddIdentity(new, rule)
     v = new.get_parameter("weight")
-    value = v.detach().clone()
+    value = v.clone()
     with_identity(new, "residual", rule=rule)
     with torch.no_grad():  # torch keeps the parameter and any tie; its value may have been rounded
         v.copy_(value)

@@ -194,7 +194,8 @@ class NetGraph:
         if word in _AFFINE:
             if in_training and word.startswith(("Batch", "batch")):
                 return "other"
-            first = parts[0] in (*node.args[:1], node.kwargs.get("input"))
+            (part,) = parts
+            first = part in (*node.args[:1], node.kwargs.get("input"))
             turned = word in ("matmul", "mm", "div", "truediv", "linear") and not first
             return "other" if turned else "affine"
         if word == "getitem":  # every axis is kept, from its first entry on
@@ -256,7 +257,7 @@ class NetGraph:
         node: fx.Node | None = last
         while node is not None and node is not first:
             if self.kinds[node] == "elementwise":
-                node = self.inputs(node)[0]
+                (node,) = self.inputs(node)
             elif self.kinds[node] == "product":
                 ends = self.elementwise_ends(node, first)
                 node = ends.pop() if len(ends) == 1 else None

@@ -178,4 +178,4 @@ def _walk(graph: NetGraph, term: fx.Node, others: list[fx.Node]) -> tuple[fx.Nod
         else:
             return None
         form = max(form, own, key=_FORMS.index)
-        node = parts[0]
+        (node,) = parts

@@ -162,10 +162,10 @@ def _check_no_view_is_written(module: fx.GraphModule, inner: bool) -> None:
             continue
         given = node.args[0]
         others = (other for other in of if of[other] is of[node] and other not in (given, node))
-        seen = [other for other in others if not _writes(module, other)
-                and any(order[user] > order[node] for user in other.users)]  # fmt: skip
+        seen = next((other.name for other in others if not _writes(module, other)
+                     and any(order[user] > order[node] for user in other.users)), None)  # fmt: skip
         if seen or inner and of[node].op == "placeholder":
-            whose = f"{seen[0].name} shares" if seen else "the module's caller sees"
+            whose = f"{seen} shares" if seen else "the module's caller sees"
             raise ValueError(f"{node.name} writes in place into memory that {whose}")
 
 

@@ -109,7 +109,7 @@ class TwoLayers:
                 continue
             weight = float(factors[unit] / factors[other]) * down[:, unit]
             down[:, other] += weight
-            if sign < 0 and kappa is not None:  # φ(−t) = φ(t) − κ t
+            if sign != 1 and kappa is not None:  # φ(−t) = φ(t) − κ t
                 shortcut -= kappa * torch.outer(weight, self.up[other])
                 offset -= kappa * weight * self.bias[other]
         live = [unit for unit in kept if down[:, unit].any()]
