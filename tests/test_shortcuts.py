@@ -247,7 +247,8 @@ class IdentityPlus(nn.Module):
 
     def __init__(self, function, identity, join=torch.add):
         super().__init__()
-        self.function, self.V = function, nn.Parameter(torch.randn(4, *identity.shape[1:]))
+        rows = 4 if len(identity) == 1 else len(identity)
+        self.function, self.V = function, nn.Parameter(torch.randn(rows, *identity.shape[1:]))
         self.register_buffer("identity", identity)
         self.join = join
 
@@ -259,6 +260,7 @@ class IdentityPlus(nn.Module):
     ("function", "identity", "found"),
     [
         (F.linear, torch.eye(4), True),
+        (F.linear, torch.eye(2), True),
         (F.linear, torch.ones(4, 4), False),
         (F.linear, 3 * torch.eye(4, 2), True),
         (F.linear, torch.eye(1, 4), False),
@@ -267,7 +269,7 @@ class IdentityPlus(nn.Module):
         (partial(F.conv2d, padding=(1, 0)), torch.eye(4)[..., None, None] * DOWN, True),
         (partial(F.conv2d, padding=(1, 0)), torch.eye(4)[..., None, None] * (DOWN + 1), False),
     ],
-    ids=["matrix", "no identity", "tall", "row", "zeros", "vector", "one tap", "three taps"],
+    ids=["matrix", "two rows", "no identity", "tall", "row", "zeros", "vector", "one tap", "taps"],
 )
 def test_an_identity_that_a_function_is_given_in_its_weight(function, identity, found):
     net = nn.Sequential(IdentityPlus(function, identity))
@@ -759,6 +761,7 @@ def test_several_sums_of_one_module_are_numbered():
         assert (*rt.conversion(rt.absorb(kept)).left,) == names
 
 
+POOLED = partial(F.avg_pool2d, kernel_size=2)
 ENTERS = {
     "projection": (Parallel(C(3, 3, 1), TWO[0]), ("parallel",), (2,)),
     "pool": (Parallel(POOL, TWO[0]), ("parallel",), (1,)),
@@ -775,6 +778,7 @@ ENTERS = {
     "cropped": (Residual(C(3, 3, 2), projection=Apply(lambda t: t[:, :, 1:, 1:])), ("identity",),
                 (1,)),
     "cut": (Residual(C(3, 3, 2), projection=Apply(lambda t: t[:, :, :3, :])), ("identity",), (1,)),
+    "gated pool": (Parallel(Apply(lambda t: POOLED(t) * POOLED(t).sin()), C(3, 3, 1, 2)), (), ()),
     "no layers": (Parallel(nn.Identity(), nn.ReLU()), (), ()),
     "two streams": (Parallel(C(3, 3, 1), nn.Sequential(C(3, 3, 1), RELU)), ("projection",), (1,)),
 }  # fmt: skip

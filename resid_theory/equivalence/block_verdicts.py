@@ -280,7 +280,7 @@ def _beside(layer: AffineLayer, mix: Tensor, *, first: bool) -> AffineLayer:
     layer, kernel = layer.dense, layer.tap(mix)
     above = layer.weight
     if not first:
-        above = _padded(above, before=0, behind=mix.shape[1])
+        above = _padded(above, before=0, behind=rows)
         kernel = _padded(kernel, before=layer.inputs, behind=0)
     return replace(layer, weight=torch.cat([above, kernel]), bias=bias)
 
