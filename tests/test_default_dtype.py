@@ -261,6 +261,7 @@ def in_either(call):
     for one, other in zip(*found, strict=True):
         if isinstance(one, torch.Tensor):
             torch.testing.assert_close(other, one, rtol=0, atol=0, equal_nan=True)
+            assert not other.requires_grad
         else:
             assert other == one
 

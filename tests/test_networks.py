@@ -11,7 +11,7 @@ from tolerances import assert_same, relative_error, round_off
 from torch import nn
 
 import resid_theory as rt
-from resid_theory.identity import id_mask, identity_removed
+from resid_theory.identity import id_mask, id_rule, identity_removed
 from resid_theory.networks import Block, IdentityShortcut, resnet_imagenet
 
 # A deep net's outputs: some thousand rounded terms a layer, passed through at most 34 layers whose
@@ -291,6 +291,9 @@ def test_first_weights_are_drawn_from_one_stream_layer_by_layer(name):
                 expected[key] = (2 * drawn - 1) / part.in_features**0.5
         elif isinstance(part, nn.BatchNorm2d) and arguments.get("bn_init") == "uniform":
             expected[key] = torch.rand(found[key].shape, **how)
+    rules = {id_rule(part) for part in net.modules() if isinstance(part, nn.Conv2d)}
+    own = {rt.simplified_net: {"repeat"}, rt.full_net: set()}.get(make, {"truncate"})
+    assert rules == {None} | own  # the stem has no identity
     expected = {key: value.float() for key, value in expected.items()}
     torch.testing.assert_close(found, expected, rtol=2**-22, atol=2**-23)
 

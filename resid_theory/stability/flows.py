@@ -223,7 +223,7 @@ def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: Loss) ->
     output = head(features.requires_grad_())
     target, _ = loss.targets_of(output, target)
     weighting = weighting_of(loss, output, target)
-    shares = weighting.of_samples(output.detach(), target, len(target)).to(features)
+    shares = weighting.of_samples(output, target, len(target)).to(features)
     if not weighting.sums:
         shares = shares / shares.sum()
     (slopes,) = torch.autograd.grad(check_scalar(loss(output, target)), features)
