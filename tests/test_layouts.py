@@ -473,6 +473,32 @@ def test_round_off_does_not_grow_along_streams_that_grow(monkeypatch):
     assert found.counts_below(points).tolist() == [int((values < t).sum()) for t in points]
 
 
+def test_counts_where_pivots_of_streams_are_singular(monkeypatch):
+    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
+    layout = Layout.hyper_connections(
+        drawn(12, 2), torch.eye(2) + 0.1 * drawn(12, 2, 2), drawn(12, 2, seed=1), branch=1
+    )
+    found = rt.theory.zero_point(data(), layout=layout).statistics
+    read, mix, write, alpha = (vars(found)[name] for name in ("read", "mix", "write", "alpha"))
+    b = found.block_size
+    matrix = torch.zeros(12, b, 12, b)
+    for m in range(12):
+        matrix[m, :, m] = alpha[m] ** 2 * found.own
+        state = read[m]  # backwards from the block that reads
+        for k in range(m - 1, -1, -1):
+            link = (state @ write[k]) * found.pairing + alpha[m] * alpha[k] * found.own
+            matrix[m, :, k], matrix[k, :, m], state = link, link.mT, state @ mix[k]
+    matrix = matrix.reshape(12 * b, 12 * b)
+    values = torch.linalg.eigvalsh(matrix)
+    # The last blocks have such eigenvalues, and their elimination ends in a singular pivot.
+    points = torch.cat([torch.linalg.eigvalsh(matrix[-n * b :, -n * b :]) for n in (1, 2, 6)])
+    points = torch.cat([points, points + 1e-13, points - 1e-9])
+    error = 1.5e-8 * values.abs().max()
+    low, high = ((values < points[:, None] + off).sum(1) for off in (-error, error))
+    counts = found.counts_below(points)
+    assert bool(((low <= counts) & (counts <= high)).all())
+
+
 def test_ends_and_index_take_one_pass_of_counts(monkeypatch):
     for name in ("single_layers", "counted_spectrum"):
         monkeypatch.setattr(f"resid_theory.theory.zero_weights.{name}._DENSE", 0)

@@ -67,20 +67,41 @@ def test_counts_between_eigenvalues(size, blocks, kind):
     assert torch.equal(matrix.counts_below(points), exact)
 
 
-PIVOTS = [[0.0, 1.0], [-1e-17, 1.0], [-1e-15, 1.0], [1e-15, -1.0], [-1e-3, 1.0], [0.0, 0.0],
-          [-2.0, -3.0], [-1e-3, 1e12], [-7.9 * EPS, 1.0]]  # fmt: skip
+@pytest.mark.parametrize(("size", "blocks"), [(2, 128), (4, 65)])
+def test_counts_where_pivots_are_singular(size, blocks):
+    matrix = make(size, blocks)
+    values = eigenvalues(matrix)
+    # Differences of block rows have 2 (B - λ) - (A + Aᵀ) on the diagonal.
+    inner = torch.linalg.eigvalsh(matrix.diagonal - 0.5 * (matrix.lower + matrix.lower.mT))
+    points = torch.cat([inner, inner - 1e-14, inner + 1e-10])
+    error = COUNTED * values.abs().max()
+    counts = matrix.counts_below(points)
+    low, high = ((values < points[:, None] + off).sum(1) for off in (-error, error))
+    assert bool(((low <= counts) & (counts <= high)).all())
 
 
-@pytest.mark.parametrize("pivots", [PIVOTS[:1], PIVOTS[3:4], PIVOTS], ids=["zero", "tiny", "all"])
-def test_counts_of_pivots_are_those_of_their_inverses(pivots):
-    matrices = np.stack([np.diag(pivot) for pivot in pivots])
-    found, negative = counted_spectrum.inverse(matrices)
-    values = np.diagonal(found, axis1=1, axis2=2)
-    assert negative.tolist() == (values < 0).sum(1).tolist()
-    # Moved by a few roundings of the largest at most, and away from zero by as much.
-    largest = np.abs(pivots).max(1, keepdims=True)
-    off = np.abs(1 / values - pivots) / (largest + 1e-280)
-    assert off.max() <= 50 * EPS and np.abs(values * largest).max() <= 1 / EPS
+TINY = EPS**0.5 / 16
+# Eigenvalues, the scale that they are small against, and what is inverted.
+PIVOTS = {
+    "zero": ([0.0, 1.0], 0.0, [8 * EPS, 1.0]),
+    "all zero": ([0.0, 0.0], 0.0, [1e-300, 1e-300]),
+    "round-off": ([-7.9 * EPS, 1.0], 0.0, [8 * EPS, 1.0]),
+    "more": ([-8.1 * EPS, 1.0], 0.0, [-8.1 * EPS, 1.0]),
+    "below zero": ([-1.0, 1e-15], 0.0, [-1.0, 8 * EPS]),
+    "of very different sizes": ([-1e-2, 1e12], 0.0, [-1e-2, 1e12]),
+    "small against others": ([-0.99 * TINY, -TINY], 2.0, [2 * TINY, 2 * TINY]),
+    "not small": ([-1.01 * TINY, 3.0], 1.0, [-1.01 * TINY, 3.0]),
+    "negative": ([-2.0, -3.0], 1.0, [-2.0, -3.0]),
+}
+
+
+def test_inverses_of_pivots_and_their_counts():
+    given, scales, exact = (np.array(part) for part in zip(*PIVOTS.values(), strict=True))
+    matrices = np.eye(2) * given[:, None]
+    vectors, inverse, negative = counted_spectrum.inverted(matrices, scales)
+    assert negative.tolist() == (exact < 0).sum(1).tolist()
+    found = vectors / inverse @ vectors.swapaxes(1, 2)
+    np.testing.assert_allclose(found, np.eye(2) * exact[:, None], rtol=4 * EPS, atol=0)
 
 
 class Counting(BlockToeplitz):
@@ -143,8 +164,8 @@ def test_statistics_by_counts_equal_those_of_the_dense_matrix(blocks, kind, monk
     counted = make(3, blocks, kind).summary()
     whole = ["parameters", "rank", "nullity", "index"]
     assert {k: counted[k] for k in whole} == {k: dense[k] for k in whole}
-    # relative to the largest: 30 blocks make a condition number of some hundreds
     rest = {k: dense[k] for k in dense if k not in [*whole, "zero_threshold"]}
+    # relative to the largest: 30 blocks make a condition number of some hundreds
     assert {k: counted[k] for k in rest} == pytest.approx(rest, rel=1e-7, nan_ok=True)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 
-__all__ = ["RESOLUTION", "CountedSpectrum", "inverse"]
+__all__ = ["RESOLUTION", "CountedSpectrum", "inverted"]
 
 _EPS = torch.finfo(torch.float64).eps
 # Near an eigenvalue of a diagonal block or where the matrix is singular a pivot s is small while
@@ -22,16 +22,17 @@ RESOLUTION = _EPS**0.5
 _DENSE = 3000  # rows up to which one dense solve beats counting
 
 
-def inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inverses of pivots, (t, b, b), and numbers of negative eigenvalues, (t,)."""
-    values = np.linalg.eigvalsh(pivots)
-    size = values.shape[1]
-    # A pivot that is zero to round-off may be moved by as much: the count is then that of a point
-    # at this distance. By twice as much, or one just below zero would become singular.
-    tiny = 4 * size * _EPS * np.abs(values).max(1) + 1e-300
-    moved = np.where(np.abs(values).min(1) < tiny, 2 * tiny, 0.0)[:, None]
-    safe = pivots + moved[..., None] * np.eye(size)
-    return np.linalg.inv(safe), (values + moved < 0).sum(1)
+def inverted(pivots: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eigenvectors of pivots, (t, b, b), 1 / eigenvalues, (t, 1, b), and negative ones, (t,)."""
+    # Far below the scale (t,) of the first pivots an eigenvalue is moved away from zero: the count
+    # is then that of a matrix at this distance. Inverses stay factors, as behind a small pivot the
+    # next ones have eigenvalues, and neighbours, of very different sizes.
+    values, vectors = np.linalg.eigh(pivots)
+    sizes = np.abs(values)
+    round_off = 4 * values.shape[1] * _EPS * sizes.max(1) + 1e-300
+    least = np.maximum(RESOLUTION / 16 * scale, round_off)[:, None]
+    values = np.where(sizes < least, least, values)
+    return vectors, 1 / values[:, None], (values < 0).sum(1)
 
 
 class CountedSpectrum(SpectralStatistics):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Result
-from resid_theory.theory.zero_weights.counted_spectrum import RESOLUTION, CountedSpectrum, inverse
+from resid_theory.theory.zero_weights.counted_spectrum import RESOLUTION, CountedSpectrum, inverted
 from resid_theory.theory.zero_weights.streams import Streams
 from resid_theory.theory.zero_weights.zero_point_statistics import check_dense
 
@@ -87,6 +87,9 @@ class Semiseparable(CountedSpectrum, Result):
         shift = points.numpy()[:, None, None] * np.eye(size)
         p, found = np.zeros((len(points), states, states)), np.zeros(len(points), dtype=np.int64)
         c = np.empty((size, size, n + 1))
+        links = np.linalg.norm(reads, axis=1) * np.linalg.norm(self.write.numpy(), axis=1)
+        sizes = alpha**2 * np.linalg.norm(own, 2) + links * np.linalg.norm(pairing, 2)
+        scales = sizes[:, None] + np.abs(points.numpy())
         for m in range(count - 1, -1, -1):
             t, b = mixing[m], writes[m]
             right = (p.reshape(-1, n + 1) @ t).reshape(p.shape)  # P T
@@ -96,9 +99,10 @@ class Semiseparable(CountedSpectrum, Result):
             c[..., :n], c[..., n] = pairing[..., None] * reads[m], alpha[m] * own
             y = c.reshape(size, states) + bpt
             r = alpha[m] ** 2 * own - shift + bpb
-            gone, negative = inverse(r)
+            axes, inverse, negative = inverted(r, scales[m])
             found += negative
-            p = (left @ t).reshape(p.shape) - y.swapaxes(-1, -2) @ (gone @ y)
+            z = y.swapaxes(-1, -2) @ axes
+            p = (left @ t).reshape(p.shape) - (z * inverse) @ z.swapaxes(-1, -2)
             p = 0.5 * (p + p.swapaxes(-1, -2))  # or what round-off makes asymmetric may grow
         return torch.from_numpy(found)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from resid_theory._check import check_finite, check_int
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Result
-from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum, inverse
+from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum, inverted
 
 __all__ = ["BlockToeplitz"]
 
@@ -110,21 +110,27 @@ class BlockToeplitz(CountedSpectrum, Result):
         first = self.diagonal.cpu().numpy() - at * np.eye(self.block_size)
         last = inner = 2 * first - (a + a.T)
         side, left = a - first, self.blocks
+        scale = np.linalg.norm(side, 2, axis=(1, 2))
         counts = np.zeros(len(at), dtype=np.int64)
         while left > 1:
             down = side.swapaxes(-1, -2)
             if left % 2 == 0:  # the last block goes, too
-                end, negative = inverse(last)
+                axes, inverse, negative = inverted(last, scale)
                 counts += negative
-                last = inner - down @ end @ side
-            gone, negative = (end, 0 * negative) if left == 2 else inverse(inner)
-            counts += (left - 1) // 2 * negative
-            above, below = side @ gone @ down, down @ gone @ side
+                back = down @ axes
+                last = inner - (back * inverse) @ back.swapaxes(-1, -2)
+            if left > 2:
+                axes, inverse, negative = inverted(inner, scale)
+                counts += (left - 1) // 2 * negative
+            forth, back = side @ axes, down @ axes
+            above = (forth * inverse) @ forth.swapaxes(-1, -2)
+            below = (back * inverse) @ back.swapaxes(-1, -2)
             first, inner, last = (
                 0.5 * (part + part.swapaxes(-1, -2))
                 for part in (first - below, inner - above - below, last - above)
             )
-            side, left = side @ gone @ side, (left + 1) // 2  # but for a sign, which is squared
+            side = (forth * inverse) @ back.swapaxes(-1, -2)  # but for a sign, which is squared
+            left = (left + 1) // 2
         return torch.from_numpy(counts + (np.linalg.eigvalsh(first) < 0).sum(1))
 
     @property
