@@ -337,7 +337,11 @@ def test_zero_point_counts_when_asked(capsys, monkeypatch):
     assert (found["method"], found["max_magnitude"]) == ("inertia counts", 7.0)
     times = iter((1.0, 4.0))
     monkeypatch.setattr("resid_theory.runtime.resources.clock", lambda device: next(times))
+    torch.set_default_dtype(torch.float32)
+    asked = []
+    monkeypatch.setattr(rt.theory.BlockToeplitz, "counts_below", lambda H, t: asked.append(t))
     said = printed(capsys, "zero-point", "--shortcut-depth", "1", "--exact").splitlines()
+    assert [(t.tolist(), t.dtype) for t in asked] == [([0.0], torch.float64)]
     assert said[0] == "P = 400, 3 s a count of eigenvalues; about 500 counts, 25.0 min."
 
 
@@ -418,6 +422,7 @@ def test_an_activation_without_effect_is_told(capsys, depth, said):
         ("spectrum --components 8", "--components: got 8, needs 10"),
         ("spectrum --seeds none", "--seeds: got 'none'"),
         ("spectrum --seeds 0", "--seeds: got 0"),
+        ("spectrum --seeds=3,-1", "--seeds: got -1, needs at least 0"),
         ("spectrum --seeds 9223372036854775808,", "needs numbers below 2^63"),
         ("spectrum --seeds 1,99999999999999999999", "--seeds: got 99999999999999999999"),
         ("spectrum --bloks 3", "No such option: --bloks"),

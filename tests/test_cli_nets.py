@@ -397,7 +397,11 @@ def test_evaluate_tells_what_else_a_net_was_trained_on(capsys, tmp_path, about, 
         ("curvature --data digits", "--checkpoint, --model: got neither, needs one of them"),
         ("curvature --data digits --checkpoint {net} --model a:b", "--model: got both"),
         ("curvature --checkpoint {net} {small} --state-dict a.pt", "--state-dict: got weights"),
-        ("curvature {small} --model own_net:net --state-dict a.pt", "--state-dict: "),
+        ("curvature {small} --model own_net:net --state-dict a.pt", "--state-dict: no checkpoint"),
+        (
+            "curvature {small} --model own_net:net --state-dict own_net.json",
+            "--state-dict: own_net.json: the manifest is damaged",
+        ),
         ("cushions --checkpoint {net} {small} --layers a,b", "--layers: "),
         (
             "cushions --checkpoint {net} {small} --layers a --blocks all",
@@ -430,7 +434,11 @@ def test_evaluate_tells_what_else_a_net_was_trained_on(capsys, tmp_path, about, 
         ("curvature {small} --model own_net:broken", "KeyError: 'no\\nkey' (own_net.py, line 16)"),
         ("curvature {small} --model wanting:net", "raised ModuleNotFoundError: No module named"),
         ("curvature {small} --model nameless:net", "raised ModuleNotFoundError: no name (nameless"),
-        ("curvature {small} --model own_net:_net", "--model: in own_net: unknown name '_net'; did"),
+        (
+            "curvature {small} --model own_net:_net",
+            "--model: in own_net: unknown name '_net'; did "
+            "you mean 'net'? choose from 'net', 'build', 'number', 'broken'\n",
+        ),
         ("fold --checkpoint {net} --out own_net.json", "there already; needs --overwrite"),
     ],
     ids=lambda value: value if "--" in value and "{" in value else None,
@@ -440,12 +448,23 @@ def test_errors_are_one_line_that_names_the_option(capsys, checkpoints, own, wor
     assert says in error(capsys, *given)
 
 
-def test_an_estimate_is_the_time_of_the_second_product(monkeypatch):
-    times = iter((0.0, 9.0, 10.0, 13.0))
+class Operator(list):
+    """Keeps what it is multiplied by."""
+
+    shape, dtype = (7, 9), torch.float32
+
+    def __matmul__(self, vector):
+        self.append((vector.shape, vector.dtype, vector.device.type))
+
+
+def test_an_estimate_is_the_time_of_the_second_product(monkeypatch, cuda):
+    times, operator = iter((0.0, 9.0, 10.0, 13.0)), Operator()
+    operator.device = cuda
     monkeypatch.setattr("resid_theory.runtime.resources.clock", lambda device: next(times))
-    said = net_commands._estimate(torch.eye(7), k=5, probes=2, steps=15)
-    assert said.startswith("P = 7, 3 s a product, ")
-    assert said.endswith(" used; at least 40 products, 2.0 min.")
+    monkeypatch.setattr("resid_theory.runtime.resources.peak_bytes", lambda device: 3 << 30)
+    said = net_commands._estimate(operator, k=5, probes=2, steps=15)
+    assert said == "P = 7, 3 s a product, 3.0 GiB used; at least 40 products, 2.0 min."
+    assert operator == [((7, 1), torch.float32, "cuda")] * 2
 
 
 def test_the_current_directory_is_searched_first_and_named_once(own, monkeypatch):

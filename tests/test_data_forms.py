@@ -33,6 +33,7 @@ ACCEPTED = {
     "list": ([X, Y], [5]),
     "arrays": ((X.numpy(), Y.numpy()), [5]),
     "nested-lists": ((X.tolist(), Y.tolist()), [5]),  # NumPy reads them as float64
+    "rows": (([*X.numpy()], Y), [5]),
     "object": (SimpleNamespace(x=X, y=Y), [5]),
     "regression": (Regression(X, Y), [5]),
     "one-batch": ([(X, Y)], [5]),

@@ -23,27 +23,28 @@ def constant(logits):
 # -- evaluate --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("batch", [1, 4, 100], ids=str)
-def test_errors_and_loss_from_their_definitions(generator, device, batch):
-    logits = torch.randn(10, 6, generator=generator)
+def test_errors_and_loss_from_their_definitions(generator, device, batch, dtype):
+    logits = torch.randn(10, 6, generator=generator).to(dtype)
     labels = torch.randint(6, (10,), generator=generator)
     found = rt.evaluate(torch.nn.Identity().to(device), (logits, labels), top=(1, 3), batch=batch)
     order = logits.argsort(dim=1, descending=True).tolist()
     for k in (1, 3):
         wrong = sum(label not in row[:k] for row, label in zip(order, labels.tolist(), strict=True))
         assert (found.wrong[k], found.error(k)) == (wrong, wrong / 10)
-    expected = oracles.cross_entropy(logits, torch.eye(6)[labels])
+    expected = oracles.cross_entropy(logits.double(), torch.eye(6)[labels])
     assert found.loss == pytest.approx(float(expected), rel=1e-12)
     assert found.samples == 10
 
 
 @pytest.mark.parametrize(
     ("logits", "wrong"),
-    [([1.0, 1.0, 0.0], {1: 2, 2: 1}), ([float("nan"), 2.0, 1.0], {1: 3, 2: 2})],
+    [([1.0, 1.0, 0.0], {1: 2, 2: 1, 3: 0}), ([float("nan"), 2.0, 1.0], {1: 3, 2: 2, 3: 1})],
     ids=["ties go to the earlier class", "nan is never right"],
 )
 def test_outputs_that_argmax_finds_hard(logits, wrong):
-    found = rt.evaluate(constant(logits), (torch.zeros(3, 1), torch.arange(3)), top=(1, 2))
+    found = rt.evaluate(constant(logits), (torch.zeros(3, 1), torch.arange(3)), top=(1, 2, 3))
     assert dict(found.wrong) == wrong
 
 

@@ -18,7 +18,9 @@ from trials import complaint
 import resid_theory as rt
 from resid_theory.runtime import process_group
 from resid_theory.training import Recipe, checkpoint
+from resid_theory.training.loop import Session
 from resid_theory.training.parallel import Parallel
+from resid_theory.training.run import RunSettings
 from resid_theory.training.step import NetGroup
 
 # 67 samples: batches of 33, 33 and 1; parts of 17 and 16, and one that leaves the second process
@@ -345,6 +347,17 @@ def test_each_of_two_twins_trains_as_one_alone(tmp_path, twins, capsys):
                 assert other == pytest.approx(line, rel=ROUND_OFF)
     assert (tmp_path / "0" / "net.json").exists() and not (tmp_path / "1").exists()
     assert not twins.sent
+
+
+def test_whether_to_stop_is_asked_on_the_device(twins, cuda):
+    seen = []
+    twins.all_reduce = lambda tensor, group: seen.append(tensor.device.type)
+    session = object.__new__(Session)
+    session.step, session.settings = 3, RunSettings(
+        device=cuda, progress=False, stop=lambda step: step == 2,
+        process_group=process_group.ProcessGroup("world"),
+    )  # fmt: skip
+    assert not session._stops() and seen == ["cuda"]
 
 
 def test_processes_do_not_share_a_loss_whose_samples_count_differently(twins):

@@ -91,6 +91,23 @@ def test_a_lock_is_held_until_its_end(tmp_path):
         pass
 
 
+def test_a_folder_that_is_read_only_is_locked_by_the_file_that_is_there(tmp_path, monkeypatch):
+    with store.locked(tmp_path / "lock"):
+        pass
+
+    def only_reads(path, mode="r"):
+        if mode != "r":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open(path, mode)
+
+    monkeypatch.setattr(store, "open", only_reads, raising=False)
+    with store.locked(tmp_path / "lock", "held"):
+        with pytest.raises(ValueError, match="^held$"), store.locked(tmp_path / "lock", "held"):
+            pass
+    with pytest.raises(PermissionError), store.locked(tmp_path / "none", "held"):
+        pass
+
+
 def test_without_locks_of_the_system_nothing_is_locked(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
     with store.locked(tmp_path / "new" / "lock", "held"), store.locked(tmp_path / "new" / "lock"):
@@ -132,7 +149,8 @@ def test_equal_arrays_give_equal_bytes_at_any_time(tmp_path):
     turned = dict(reversed(ARRAYS.items()))
     assert store.write_arrays(tmp_path / "b.npz", turned) == first
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:
-        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        stamps = {(member.date_time, member.create_system) for member in archive.infolist()}
+    assert stamps == {((1980, 1, 1, 0, 0, 0), 3)}  # also on Windows
 
 
 def test_objects_are_refused_by_name(tmp_path):
@@ -176,6 +194,7 @@ def tensors():
     return {
         "transposed": half.T,
         "shared": half,
+        "twin": half,
         "bf16": torch.tensor([1.5], dtype=torch.bfloat16),
         "bytes": torch.arange(3, dtype=torch.uint8),
         "scalar": torch.tensor(2),
@@ -215,6 +234,11 @@ def test_a_new_checkpoint_leaves_nothing_of_the_old_one(tmp_path):
     assert len(list(tmp_path.iterdir())) == 6 and files <= {p.name for p in tmp_path.iterdir()}
 
 
+def test_what_another_writer_has_removed_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [folder / "removed"])
+    store.write_checkpoint(tmp_path / "a.json", tensors(), ABOUT)
+
+
 @pytest.mark.parametrize(("flush", "count"), [(True, 4), (False, 0)])
 def test_a_checkpoint_waits_for_the_disk_where_it_should(tmp_path, monkeypatch, flush, count):
     calls = []
@@ -252,8 +276,11 @@ def test_a_write_that_fails_anywhere_leaves_the_old_checkpoint(tmp_path, monkeyp
     try:
         store.write_checkpoint(path, new, {"step": 4})
     except OSError as error:
-        assert error.errno == errno.ENOSPC
-        assert "No space left" in str(error) and "previous checkpoint is intact" in str(error)
+        assert (error.errno, error.strerror) == (
+            errno.ENOSPC,
+            f"{path}: the checkpoint was not written (No space left on device); the previous "
+            "checkpoint is intact; make room or choose another folder, then run again to continue",
+        )
     monkeypatch.undo()
     found, about = store.read_checkpoint(path)
     # Old or new, whole; the rename of the manifest decides.

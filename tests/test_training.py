@@ -819,6 +819,7 @@ LACKS = {
     "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:124] can't allocate memory: 9 bytes"),
     "python": MemoryError("no memory"),
+    "without words": MemoryError(),
 }
 
 

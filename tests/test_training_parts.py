@@ -1,6 +1,7 @@
 """Parts of a training by themselves: files, digests, chunks, numbers that are not finite."""
 
 import hashlib
+import math
 import os
 from dataclasses import replace
 
@@ -25,8 +26,12 @@ CPU = torch.device("cpu")
 
 
 def test_the_digest_is_that_of_types_shapes_and_bytes_in_their_order():
-    tensors = [torch.arange(6.0).view(2, 3).T, torch.zeros(0, 2), torch.tensor([1, -1]).int()]
-    content = b"torch.float64 (3, 2)" + tensors[0].contiguous().numpy().tobytes()
+    tensors = [
+        torch.arange(6.0).requires_grad_().view(2, 3).T,
+        torch.zeros(0, 2),
+        torch.tensor([1, -1]).int(),
+    ]
+    content = b"torch.float64 (3, 2)" + tensors[0].detach().contiguous().numpy().tobytes()
     content += b"torch.float64 (0, 2)torch.int32 (2,)" + tensors[2].numpy().tobytes()
     assert checkpoint.digest(tensors) == hashlib.sha256(content).hexdigest()
 
@@ -35,6 +40,8 @@ def test_metrics_reach_the_disk_before_the_checkpoint_that_counts_them(tmp_path,
     folder, synced = checkpoint.Folder(tmp_path), []
     folder.append({"step": 3, "loss": 0.5})
     folder.append({"step": 4})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.append({"step": 5, "several": [math.nan]})
     content = b'{"step": 3, "loss": 0.5}\n{"step": 4}\n'
     assert folder.metrics.read_bytes() == content
     sha256 = hashlib.sha256(content).hexdigest()
@@ -372,7 +379,7 @@ def test_several_nets_stand_beside_each_other_while_a_graph_is_recorded(monkeypa
     nets = [conv_net(seed) for seed in range(3)]
     group = NetGroup(nets, RECIPE, torch.device("cuda"))
     batch = torch.randn(4, 1, 8, 8), torch.arange(4), torch.arange(4), None
-    losses, wrong = group.gradients([batch])
+    losses, wrong = group.gradients([batch] * 3)
     names = ["beside 0", "beside 1", "beside 2"]
     assert waits == [(n, "main") for n in names] + [("main", n) for n in names]
     assert entered == names
@@ -380,7 +387,7 @@ def test_several_nets_stand_beside_each_other_while_a_graph_is_recorded(monkeypa
     again, errors = alone.gradients([batch])
     assert entered == names and again == losses[2:] and errors == wrong[2:]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    group.gradients([batch])
+    group.gradients([batch] * 3)
     assert entered == names
 
 
@@ -492,6 +499,18 @@ def test_momenta_are_there_before_a_step_is_recorded(cuda, momentum):
     states = [dict(made.optimizer.state[p]) for p in made.group.parameters.values()]
     assert [list(state) for state in states] == [["momentum_buffer"] * bool(momentum)] * 2
     assert all(not buffer.any() for state in states for buffer in state.values())
+
+
+@pytest.mark.parametrize("words", ["not permitted", ""])
+def test_of_an_error_in_a_step_the_first_line_is_told(cuda, words):
+    made = Recorded([])
+
+    def failing(place, samples):
+        raise NotImplementedError(f" {words}\nSee more.\n" if words else "")
+
+    made.graphs._step = failing
+    assert not made.graphs.replay(0, 4, 0)
+    assert made.graphs.fault == f"NotImplementedError: {words}"
 
 
 def test_steps_with_a_rate_on_the_host_are_not_recorded(cuda):

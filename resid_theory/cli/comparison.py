@@ -102,7 +102,7 @@ def _predict(
     square = setup.hidden in (None, setup.components)
     if setup.plain and setup.init == "orthogonal" and net.is_linear and square:
         with torch.no_grad():
-            product = net(torch.eye(net.width, dtype=torch.float64)).mT
+            product = net(torch.eye(net.width).to(net.get_parameter("weights"))).mT
         point = rt.theory.zero_point(
             data, loss=setup.loss, blocks=net.depth, shortcut_depth=1, output_map=product
         )

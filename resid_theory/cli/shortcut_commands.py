@@ -89,7 +89,7 @@ def spectrum(
     files = Files.of("spectrum", out, None, overwrite=overwrite)
     setup, chosen, shows = _setup(options), _seeds(seeds), shows_progress(as_json)
     data = setup.load(progress=shows)
-    cost = rt.curvature.hessian_cost(setup.net(chosen[0]), setup.loss, data)
+    cost = rt.curvature.hessian_cost(next(map(setup.net, chosen)), setup.loss, data)
     # LAPACK works on a copy and needs about as much again.
     size = max(cost.bytes, 24 * cost.parameters**2)
     if not as_json:
@@ -182,12 +182,13 @@ def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
     def over(reduce: Any, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         return {key: reduce([row[key] for row in rows]) for key in rows[0]}
 
+    first, *_ = runs
     measured = [numbers(run.measured) for run in runs]
     predicted = [numbers(run.predicted) for run in runs if run.predicted is not None]
     if predicted:
         measured = [n | {"distance": r.distance} for n, r in zip(measured, runs, strict=True)]
     return {
-        "note": runs[0].note + _unused(runs[0].setup),
+        "note": first.note + _unused(first.setup),
         "runs": [run.content() for run in runs],
         "mean": over(fmean, measured),
         "standard_deviation": over(_spread, measured),
@@ -210,9 +211,9 @@ def _spectrum_table(content: Mapping[str, Any]) -> None:
     for key, words in WORDS.items():
         if key in content["mean"]:
             table.add_row(words, *(number(column.get(key)) for column in columns))
-    bound = content["runs"][0]["a_priori_bound"]
-    if bound is not None:
-        table.add_row(WORDS["a_priori_bound"], "", "", number(bound))
+    first, *_ = content["runs"]
+    if first["a_priori_bound"] is not None:
+        table.add_row(WORDS["a_priori_bound"], "", "", number(first["a_priori_bound"]))
     say(table)
     say(content["note"])
     _say_symbols(content["note"])

@@ -111,9 +111,7 @@ def model_net(model: str, seed: int, weights: Path | None = None) -> "nn.Module"
         raise ValueError(f"--model: {model} returns {type(net).__name__}, needs a torch.nn.Module")
     if weights is None:
         return net
-    with renamed(
-        name="--state-dict", path="--state-dict", **{str(weights): f"--state-dict: {weights}"}
-    ):
+    with renamed(name="--state-dict", **{str(weights): f"--state-dict: {weights}"}):
         return rt.load_checkpoint(weights, net=net)
 
 

@@ -209,7 +209,7 @@ def _name(
 
 def _content(run: "Run", data: str, samples: int, tests: int | None) -> dict[str, Any]:
     assert run.out is not None
-    last = run.metrics[-1]
+    (seed,), last = run.seeds, run.metrics[-1]
     return {
         "architecture": getattr(run.net, "architecture", None),
         "parameters": sum(p.numel() for p in run.net.parameters()),
@@ -217,7 +217,7 @@ def _content(run: "Run", data: str, samples: int, tests: int | None) -> dict[str
         "samples": samples,
         "test_samples": tests,
         "recipe": run.recipe.content(),
-        "seed": run.seeds[0],
+        "seed": seed,
         "device": str(next(run.net.parameters()).device),
         **{k: last.get(k) for k in ("epoch", "step", "loss", "error", "test_loss", "test_error")},
         "seconds": run.seconds,

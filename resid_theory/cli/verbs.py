@@ -21,7 +21,7 @@ _VERBS: dict[str, tuple[Callable[..., None], Borrowed | None]] = {}
 
 def register(app: typer.Typer, verb: Callable[..., None], borrowed: Borrowed | None = None) -> None:
     """Add a verb; the options of ``borrowed`` reach it as keyword arguments."""
-    name = verb.__name__.replace("_", "-")
+    name = typer.main.get_command_name(verb.__name__)
     _VERBS[name] = verb, borrowed
 
     def listed() -> None: ...

@@ -34,10 +34,10 @@ class Place:
         if net is None:
             return Place()
         parameters = [p for p in net.parameters() if not nn.parameter.is_lazy(p)]
-        dtypes = list(dict.fromkeys(p.dtype for p in parameters if p.is_floating_point()))
-        first = dtypes[0] if dtypes else None
+        dtypes = dict.fromkeys(p.dtype for p in parameters if p.is_floating_point())
+        first = next(iter(dtypes), None)
         return Place(
-            device=parameters[0].device if parameters else None,
+            device=next((p.device for p in parameters), None),
             inputs=first,
             targets=first if len(dtypes) == 1 else None,
         )

@@ -74,7 +74,7 @@ def load_cifar10(
     if samples is not None:
         batches = batches[: math.ceil(check_int("samples", samples) / 10_000)]
     records = _records(tuple(search_folders("cifar10")), tuple(batches), progress)[:samples]
-    pixels = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
+    pixels = torch.from_numpy(records[:, 1:].reshape(len(records), 3, 32, 32).copy())
     return pixels, torch.from_numpy(records[:, 0].astype(np.int64))
 
 
@@ -104,4 +104,4 @@ def _checked(content: bytes, path: Path) -> np.ndarray:
             f"{path}: does not hold the official images: md5 {found}, expected "
             f"{_MD5[path.name]}; {_REMEDY}"
         )
-    return np.frombuffer(content, np.uint8).reshape(-1, 3073)
+    return np.frombuffer(content, np.dtype((np.uint8, 3073)))

@@ -54,11 +54,12 @@ def load_images(
         >>> tuple(load_images("digits", samples=5).pixels.shape)
         (5, 3, 32, 32)
     """
-    load = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))].load
-    images = load(check_choice("split", split, ["train", "test"]), samples, progress)
+    chosen = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))]
+    images = chosen.load(check_choice("split", split, ["train", "test"]), samples, progress)
     if samples is not None:
         images = images.first(samples)
-    return replace(images, pixels=_fit(images.pixels, size, channels))
+    pixels = _fit(images.pixels, size, channels)
+    return replace(images, pixels=pixels, classes=chosen.classes)
 
 
 def _fit(pixels: Tensor, size: int | None, channels: int | None) -> Tensor:
@@ -92,7 +93,7 @@ def _shrunk(pixels: Tensor, size: int) -> Tensor:
             f"{factor}; needs a factor that divides both sides"
         )
     squares = pixels.reshape(count, channels, height // factor, factor, width // factor, factor)
-    total = squares.sum((3, 5), dtype=torch.int32)
+    total = squares.sum((3, 5))
     return ((total + factor**2 // 2) // factor**2).to(pixels.dtype)
 
 
@@ -108,26 +109,17 @@ def _digits(split: str, samples: int | None, progress: bool) -> Images:
         mean=(0.3054,),
         std=(0.3755,),
         brightest=16.0,
-        classes=_DIGITS,
     )
 
 
 def _mnist(split: str, samples: int | None, progress: bool) -> Images:
     pixels, labels = load_mnist(split, progress=progress)
-    return Images(
-        pixels=pixels[:, None],
-        labels=labels,
-        mean=(0.1307,),
-        std=(0.3081,),
-        classes=_DIGITS,
-    )
+    return Images(pixels=pixels[:, None], labels=labels, mean=(0.1307,), std=(0.3081,))
 
 
 def _cifar10(split: str, samples: int | None, progress: bool) -> Images:
     pixels, labels = load_cifar10(split, samples=samples, progress=progress)
-    return Images(
-        pixels=pixels, labels=labels, mean=CIFAR10_MEAN, std=CIFAR10_STD, classes=CIFAR10_CLASSES
-    )
+    return Images(pixels=pixels, labels=labels, mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,6 @@ def labels_are_next(net: nn.Module, x: Mapping[str, Any], labels: Tensor) -> boo
 def _slope(value: Tensor, at: Tensor) -> Tensor:
     """Gradient of a loss; the loss itself, a number, where nothing in the net is trainable."""
     if not (value.requires_grad and at.requires_grad):
-        return value.detach()
+        return value
     (slope,) = torch.autograd.grad(value, at, materialize_grads=True)
     return slope

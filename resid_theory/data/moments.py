@@ -51,7 +51,7 @@ class Moments:
             # Converted, not refused: any real array is a moment, but all readers expect float64.
             object.__setattr__(self, name, check_finite(name, moment).detach().to(torch.float64))
         shapes = [tuple(moment.shape) for moment in given.values()]
-        d, k = (*shapes[1][::-1], 0, 0)[:2]
+        d, k = (*shapes[1][::-1], None, None)[:2]
         if shapes != [(d, d), (k, d), (k, k)]:
             raise ValueError(
                 f"moments: got sxx, syx, syy of shapes {shapes}, needs (d, d), (k, d), (k, k)"

@@ -55,10 +55,10 @@ def load_whitened(
         >>> bool((data.x.T @ data.x / 500 - torch.eye(10)).abs().max() < 1e-12)
         True
     """
-    load = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))].load
-    parts = [load("train", samples, progress)]
+    chosen = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))]
+    parts = [chosen.load("train", samples, progress)]
     if name == "digits":  # too few to hold back a test set
-        parts.append(load("test", None, progress))
+        parts.append(chosen.load("test", None, progress))
     available = sum(map(len, parts))
     count = available if samples is None else check_int("samples", samples)
     if count > available:
@@ -67,7 +67,7 @@ def load_whitened(
     pixels = pixels.to(torch.float64).div_(parts[0].brightest)
     labels = torch.cat([part.labels for part in parts])[:count]
     x, _ = whiten(pixels, components, rank=rank)
-    return Regression(x=x, y=one_hot(labels, len(parts[0].classes)))
+    return Regression(x=x, y=one_hot(labels, len(chosen.classes)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,7 +127,7 @@ def whiten(x: Tensor, components: int, *, rank: str = "error") -> tuple[Tensor, 
     check_finite("x", x)
     # Two passes: subtracting m·mean·meanᵀ afterwards would cancel digits of small variances.
     mean = torch.stack([part.sum(0) for part in _parts(x)]).sum(0) / len(x)
-    total = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=x.device)
+    total = torch.zeros(*[len(mean)] * 2, dtype=torch.float64, device=x.device)
     for part in _parts(x):
         centred = part - mean
         total.addmm_(centred.mT, centred)

@@ -83,7 +83,7 @@ def gradient_descent(
     # (..., blocks, n, d, d) as (layers, rows, d, d), a copy
     rows = starts.reshape(-1, net.blocks * net.shortcut_depth, *starts.shape[-2:])
     run = _DescentRun(
-        rows.transpose(0, 1).clone(memory_format=torch.contiguous_format),
+        torch.stack(rows.unbind(1)),
         rates.reshape(-1),
         None if limit is None else check_positive("limit", limit),
     )

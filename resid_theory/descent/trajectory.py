@@ -88,10 +88,11 @@ def at_loss(loss: Any, values: Any, levels: Any, *, logarithmic: bool = True) ->
     curve = values.log() if logarithmic else values
     below = loss <= levels[:, None]
     after = below.to(torch.int8).argmax(1)  # the first one below
-    before = (after - 1).clamp(min=0)
+    before = after - 1
     high, low = loss[before].log(), loss[after].log()
-    share = torch.where(after == 0, 0.0, (high - levels.log()) / (high - low))
-    found = curve[before] + share * (curve[after] - curve[before])
+    share = (high - levels.log()) / (high - low)
+    between = curve[before] + share * (curve[after] - curve[before])
+    found = torch.where(after == 0, curve[0], between)
     found[~below.any(1) | (levels > loss[0])] = torch.nan
     return found.exp() if logarithmic else found
 

@@ -41,8 +41,8 @@ class Result(Storable):
     headline: ClassVar[str] = ""
     tabulated: ClassVar[Mapping[str, str | Callable[[Any], Any]]] = {}
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         # In the class itself, or ``dataclass`` would write one that shows all tensors.
         cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
 

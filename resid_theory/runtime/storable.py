@@ -39,8 +39,8 @@ class Storable:
 
     unsaved: ClassVar[Mapping[str, Any]] = {}
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         _KINDS[_kind(cls)] = cls
 
 

@@ -153,10 +153,10 @@ def read_json(path: str | Path) -> Any:
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
     """Write arrays as a compressed ``.npz``, atomically; equal arrays give equal bytes."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(arrays):
-            # np.savez stamps the time of day into every member; here the bytes tell only content.
-            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            # np.savez stamps the time of day into every member; here all are of 1980.
+            member = zipfile.ZipInfo(f"{name}.npy")
             member.compress_type, member.create_system = zipfile.ZIP_DEFLATED, 3
             archive.writestr(member, _npy(name, arrays[name]))
     return write_bytes(path, buffer.getvalue())
@@ -167,7 +167,7 @@ def _npy(name: str, array: Any) -> bytes:
     if array.dtype.hasobject:
         raise ValueError(f"arrays[{name!r}]: got dtype object, needs numbers, booleans or strings")
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, allow_pickle=False)
+    np.lib.format.write_array(buffer, array)
     return buffer.getvalue()
 
 
@@ -212,7 +212,7 @@ def write_checkpoint(
         if not hasattr(value, "detach"):
             raise ValueError(f"tensors: {name!r} is {type(value).__name__}, needs a tensor")
     # Clones: two names may share memory, which the format refuses.
-    copies = {k: tensors[k].detach().cpu().contiguous().clone() for k in sorted(tensors)}
+    copies = {k: tensors[k].cpu().contiguous().clone() for k in sorted(tensors)}
     try:
         data = save(copies)
     except KeyError as error:  # complex128, for example

@@ -130,7 +130,7 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Any]) -> None:
     shared = [names for names in _shared(wanted) if len(names) > 1]
     for names in shared:  # files of safetensors have one name of each tensor
         given = [found[name] for name in names if name in found]
-        found |= {name: given[0] for name in names if given and name not in found}
+        found = {**{name: value for value in given for name in names}, **found}
     for name in wanted.keys() - found.keys():
         if name.endswith("num_batches_tracked"):  # older files have none
             found[name] = wanted[name]

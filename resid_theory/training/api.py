@@ -219,10 +219,11 @@ def _train(
             casts[f"the net is cast from {dtypes.pop()} to the recipe's {dtype}"] = None
         if recipe.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    samples = DeviceDataset("data", data, nets[0], recipe, nets[1:])
+    first, *others = nets
+    samples = DeviceDataset("data", data, first, recipe, others)
     samples.notes = (*casts, *samples.notes)
     try:
-        tests = None if test is None else DeviceDataset("test", test, nets[0], recipe)
+        tests = None if test is None else DeviceDataset("test", test, first, recipe)
     except ValueError as error:
         raise ValueError(re.sub("^data\\b", "test", str(error))) from error
     name = Loss.of(recipe.loss).name

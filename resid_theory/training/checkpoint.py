@@ -87,7 +87,7 @@ class Writer:
 
     def __init__(self, folder: Folder, device: torch.device) -> None:
         self._folder, self._cuda = folder, device.type == "cuda"
-        self._threads = ThreadPoolExecutor(1)
+        self._threads = ThreadPoolExecutor()
         self._begun: Future[None] | None = None
 
     def write(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -179,7 +179,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """The sha256 over values, types and shapes of tensors in a fixed order, in hexadecimal."""
     total = hashlib.sha256()
     for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().flatten()
+        flat = tensor.cpu().contiguous().flatten()
         total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(flat.view(torch.uint8).numpy().data)
     return total.hexdigest()

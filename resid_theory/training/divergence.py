@@ -88,14 +88,14 @@ class Watch:
         if bad:
             at, net = bad[0]
             raise DivergenceError(self._seen + at + 1, net, self._cause(net, batches))
-        kind, name, _ = watched[int((~torch.isfinite(norms)).nonzero()[0, 0])]
+        kind, name, _ = watched[torch.isfinite(norms).tolist().index(False)]
         number, _, name = name.partition(".")
         raise DivergenceError(step, int(number), f"the {kind} {name!r}")
 
     def _cause(self, net: int, batches: Sequence[StepBatch]) -> str:
         if not batches:  # the weights have moved since
             return "the loss"
-        return _first_bad(self._group.nets[net], batches[net if len(batches) > 1 else 0][0])
+        return _first_bad(self._group.nets[net], batches[net][0])
 
 
 def _finite(tensor: Tensor) -> bool:

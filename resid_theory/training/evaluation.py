@@ -149,7 +149,7 @@ class _Totals:
         self._loss = loss.to(check_numbers(output).device, torch.float64)
         axes = SampleAxes.between(small, output, (few.size, more.size))
         whole = coupling(axes, small, output)
-        alone = len(batches) == 1 and batches[0].sample_weight is None
+        alone = [batch.sample_weight for batch in batches] == [None]
         if whole and not alone:
             raise ValueError(
                 f"{whole}, so the losses of batches do not make that of all samples; pass "

@@ -100,7 +100,7 @@ class Session:
                 stack.callback(self.writer.finish)
             stack.enter_context(_surroundings(self.settings.device, self.seeds[0], self.recipe))
             self._begin(known)
-            hidden = not self.settings.progress or self.settings.process_group.rank > 0
+            hidden = not self.settings.progress or bool(self.settings.process_group.rank)
             with tqdm(total=total, initial=self.step, unit="step", disable=hidden) as bar:
                 while self.step < total and self._epoch(bar.update):
                     pass
@@ -211,10 +211,8 @@ class Session:
         self, place: slice | Tensor, rows: slice | Tensor, share: float, all_rows: slice | Tensor
     ) -> Tensor:
         """Operations of a step on the device, of this process's share of the rows; the losses."""
-        batches = [plan.batch(rows) for plan in self.plans.values()]
-        if len(batches) > 1:  # one for each net, also where some share a seed
-            by_seed = dict(zip(self.plans, batches, strict=True))
-            batches = [by_seed[seed] for seed in self.seeds]
+        by_seed = {seed: plan.batch(rows) for seed, plan in self.plans.items()}
+        batches = [by_seed[seed] for seed in self.seeds]
         self.optimizer.zero_grad(set_to_none=True)
         losses, wrong = self.parallel.join(*self._gradients(batches), share)
         self.watch.note(place, losses)
@@ -241,7 +239,7 @@ class Session:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                lack = lack or str(error).splitlines()[0]
+                lack = lack or (str(error) or type(error).__name__).splitlines()[0]
             else:
                 if not lack:
                     return found

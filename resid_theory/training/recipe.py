@@ -119,12 +119,13 @@ class Recipe(Storable):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: got True with momentum 0; needs momentum above 0")
         try:
-            milestones = tuple(check_int("milestones", at) for at in self.milestones)
+            milestones = [check_int("milestones", at) for at in self.milestones]
+            ascend = milestones == sorted(milestones)
         except TypeError:
-            milestones = (1, 0)  # no sequence: refused below, too
-        if list(milestones) != sorted(milestones):
+            ascend = False  # no sequence
+        if not ascend:
             raise ValueError(f"milestones: got {self.milestones!r}, needs ascending epochs")
-        object.__setattr__(self, "milestones", milestones)
+        object.__setattr__(self, "milestones", tuple(milestones))
 
     def change(self, **settings: Any) -> "Recipe":
         """The same recipe with some fields changed.

@@ -82,7 +82,8 @@ class Run(Result):
             raise ValueError("net: a loaded run has no nets; load_checkpoint loads a saved one")
         if len(self.nets) > 1:
             raise ValueError(f"net: {len(self.nets)} nets were trained, needs one; see nets")
-        return self.nets[0]
+        (net,) = self.nets
+        return net
 
     headline = (
         "training of seeds {0.seeds} to {0.recipe.epochs} epochs, finished: {0.finished}, "

@@ -166,7 +166,7 @@ def find_checkpoint(name: str | Path) -> Path:
         for path in (base, base.with_name(f"{base.name}.json"), base / "net.json"):
             if path.is_file():
                 return path
-    first = folders[0] if folders else "$RESID_THEORY_CHECKPOINTS (not set)"
+    first = given or "$RESID_THEORY_CHECKPOINTS (not set)"
     names = ", ".join(list_checkpoints())
     shipped = f"there are {names}" if names else (
         "trained nets ship with the checkout: install it with pip install -e, or set "

@@ -88,10 +88,10 @@ class NetGroup:
         return (own * weights.to(own)).sum() / weights.sum()
 
     def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
-        """Write all gradients, from a batch for each net or one for all; losses, errors (nets,)."""
+        """Write all gradients, from a batch for each net; losses, errors (nets,)."""
         losses, wrong, streams = [], [], self._branches()
         for i, net in enumerate(self.nets):
-            x, target, labels, weights = batches[i if len(batches) > 1 else 0]
+            x, target, labels, weights = batches[i]
             beside = torch.cuda.stream(streams[i]) if streams else nullcontext()
             with beside, self._weights[i].ready():
                 output = self.output(net, x)

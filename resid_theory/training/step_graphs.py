@@ -67,7 +67,7 @@ class StepGraphs:
                 with torch.cuda.device(self._device):
                     self._replays[samples] = self._record(place, samples, last - place + 1)
             except RuntimeError as error:
-                self.fault = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                self.fault, *_ = f"{type(error).__name__}: {str(error).strip()}".splitlines()
         if self.fault is not None:
             return False
         self._replays[samples]()
