@@ -239,6 +239,16 @@ def test_numbers_are_the_same_under_any_default_dtype(kind):
     assert found[0] == found[1]
 
 
+def test_parts_in_which_no_label_counts_have_no_loss():
+    """The mean over no labels is no number."""
+    x, labels, net = X.repeat(3, 1), LABELS.repeat(3), Net()
+    labels[:32] = -100
+    expected = F.cross_entropy(net(x[32:]), labels[32:]).item()
+    run = fit(net, (x, labels), test=(x, labels), recipe=RECIPE, stop=lambda step: True)
+    assert run.metrics[0]["test_loss"] == pytest.approx(expected, rel=1e-12)
+    assert rt.evaluate(net, (x, labels), batch=8).loss == pytest.approx(expected, rel=1e-12)
+
+
 # -- tokens ----------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from small_trainings import RECIPE, Greedy, Poison, conv_net, difference, fit, i
 from torch import nn
 
 import resid_theory as rt
+from resid_theory.cli import sources
 from resid_theory.losses import LOSSES, Loss
 from resid_theory.runtime import store
 from resid_theory.training import DivergenceError, Recipe, checkpoint, epochs, step_graphs
@@ -153,6 +154,12 @@ def test_slips_are_told_in_full(slip):
     with pytest.raises(ValueError) as caught:
         fit(net, **settings)
     assert str(caught.value) == says
+
+
+def test_nets_are_built_without_a_look_at_the_random_numbers_of_a_gpu(cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_rng_state", pytest.fail)
+    rt.training.build_net({"builder": "simplified_net", "arguments": {"depth": 5}})
+    sources.model_net("torch.nn:Flatten", 0)
 
 
 def test_a_gpu_is_taken_where_there_is_one(cuda):

@@ -113,7 +113,7 @@ class DeviceDataset:
             )
         if self.weighting is not None and self.weighting.sums:
             self.total = 1.0
-        elif self._is_weighted or bool((weights != weights[0]).any()):
+        elif self._is_weighted or bool(weights.min() != weights.max()):
             self._weights, self.total = weights.to(device), float(weights.sum())
         self.labels = None
         if self._labels is not None:

@@ -33,7 +33,7 @@ def errors_of(output: Tensor, labels: Tensor) -> Tensor:
     """Number of labels that count and are not the class of the largest output."""
     axis = class_axis(output, labels)
     assert axis is not None
-    return ((output.detach().argmax(axis) != labels) & names_class(output, labels)).sum()
+    return ((output.argmax(axis) != labels) & names_class(output, labels)).sum()
 
 
 class NetGroup:
@@ -99,7 +99,7 @@ class NetGroup:
                 loss.backward()
                 losses.append(loss.detach())
                 if labels is None:
-                    wrong.append(torch.zeros_like(losses[-1]))
+                    wrong.append(torch.zeros_like(loss))
                 else:
                     wrong.append(errors_of(output, labels))
         for stream in streams:
