@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,17 @@ _SHARED = re.compile(r"resid_theory(\..+)?|experiments(\.(?!(criteria|evidence)$
 class _Statement:
     """A statement, looked into when it is first needed."""
 
-    def __init__(self, tree: ast.stmt, module: str, package: bool) -> None:
-        self._tree, self._module, self._package = tree, module, package
+    def __init__(self, tree: ast.stmt, text: str, module: str, package: bool) -> None:
+        self._tree, self._text, self._module, self._package = tree, text, module, package
 
     @cached_property
-    def contents(self) -> tuple[Any, set[tuple[str, ...]], dict[str, _Import]]:
-        """Its code, the names that it uses, and those that it imports."""
-        imports = _imports(self._tree, self._module, self._package)
+    def contents(self) -> tuple[str, set[tuple[str, ...]], dict[str, _Import]]:
+        """Its code as JSON, the names that it uses, and those that it imports."""
+        read = "import" in self._text  # few have any
+        imports = _imports(self._tree, self._module, self._package) if read else {}
         plain = _Plain().visit(self._tree)
-        return _canonical(plain), set(_chains(plain)), imports
+        del self._tree  # of all commits they are millions of objects
+        return _canonical(plain), _chains(plain), imports
 
 
 @dataclass
@@ -53,7 +56,7 @@ class _Definition:
 
     @cached_property
     def digest(self) -> str:
-        return _hash([each.contents[0] for each in self.statements])
+        return _sha256(f"[{', '.join(each.contents[0] for each in self.statements)}]")
 
     @cached_property
     def chains(self) -> set[tuple[str, ...]]:
@@ -62,6 +65,9 @@ class _Definition:
     @cached_property
     def imports(self) -> dict[str, _Import]:
         return {n: origin for each in self.statements for n, origin in each.contents[2].items()}
+
+
+_NOTHING = _Definition()
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class Sources:
         self._imports: dict[str, dict[str, _Import]] = {}
         self._digests: dict[tuple[_Name, bool], str] = {}
         self._chains: dict[_Name, dict[tuple[str, ...], list[_Name]]] = {}
+        self._rows: dict[tuple[_Name, bool], tuple[list[Any], str, set[_Name]]] = {}
 
     def digest(self, call: Callable[..., Any] | str, *, own: bool = False) -> str:
         """Digest of the code that a function, class, partial or ``"module:name"`` runs through.
@@ -115,35 +122,35 @@ class Sources:
         return self._digests[key]
 
     def _closure(self, start: _Name, own: bool) -> str:
-        texts: dict[_Name, str] = {}
-        links: dict[_Name, dict[tuple[str, ...], list[_Name]]] = {}
-        todo = [start]
+        reached, todo = {start}, [start]
         while todo:
-            here = todo.pop()
-            if here not in texts:
-                texts[here] = self._definition(here).digest
-                if here not in self._chains:
-                    self._chains[here] = dict(self._links(here))
-                links[here] = self._chains[here]
-                if own:
-                    links[here] = {c: _unshared(names) for c, names in links[here].items()}
-                todo += [name for names in links[here].values() for name in names if name[1]]
-        # Beside each name stands the text it means, so that exchanging two constants is a change.
-        return _hash(
-            sorted(
-                [
-                    text,
-                    *sorted(
-                        [*chain, *sorted(texts.get(name, name[0]) for name in names)]
-                        for chain, names in links[here].items()
-                    ),
-                ]
-                for here, text in texts.items()
+            found = self._row(todo.pop(), own)[2] - reached
+            reached |= found
+            todo += found
+        rows = sorted((self._row(here, own) for here in reached), key=itemgetter(0))
+        return _sha256(f"[{', '.join(text for _, text, _ in rows)}]")
+
+    def _row(self, here: _Name, own: bool) -> tuple[list[Any], str, set[_Name]]:
+        """A definition as a list and as JSON, and the definitions that it runs through."""
+        if (here, own) not in self._rows:
+            if here not in self._chains:
+                self._chains[here] = dict(self._links(here))
+            links = self._chains[here]
+            if own:
+                links = {chain: _unshared(names) for chain, names in links.items()}
+            # Beside each name stands the text it means, so that exchanging two constants is a
+            # change.
+            meant = (
+                [*chain, *sorted(self._definition(n).digest if n[1] else n[0] for n in names)]
+                for chain, names in links.items()
             )
-        )
+            row = [self._definition(here).digest, *sorted(meant)]
+            through = {name for names in links.values() for name in names if name[1]}
+            self._rows[here, own] = row, json.dumps(row), through
+        return self._rows[here, own]
 
     def _definition(self, name: _Name) -> _Definition:
-        return (self._read(name[0]) or {}).get(name[1], _Definition())
+        return (self._read(name[0]) or {}).get(name[1], _NOTHING)
 
     def _links(self, here: _Name) -> Iterator[tuple[tuple[str, ...], list[_Name]]]:
         """The definitions behind each chain of names in a definition; (path, "") outside."""
@@ -204,11 +211,13 @@ def _parsed(
 ) -> tuple[dict[str, _Definition], dict[str, _Import]]:
     """Definitions and imports at the top level of a module; shared by all that read that text."""
     found, imports = {_EFFECTS: _Definition()}, {}
+    lines = text.split("\n")
     for statement in ast.parse(text).body:
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
             imports |= _imports(statement, module, package)
         elif not _is_idle(statement):
-            seen = _Statement(statement, module, package)
+            own = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
+            seen = _Statement(statement, own, module, package)
             for name in _bound(statement, found) or {_EFFECTS}:
                 found.setdefault(name, _Definition()).statements.append(seen)
     return found, imports
@@ -279,19 +288,20 @@ def _imports(tree: ast.AST, module: str, package: bool) -> dict[str, _Import]:
     return found
 
 
-def _chains(tree: ast.AST) -> Iterator[tuple[str, ...]]:
+def _chains(tree: ast.AST) -> set[tuple[str, ...]]:
     """Every name that is read, with the attributes that follow it."""
-    names: list[str] = []
-    node: ast.AST = tree
-    while isinstance(node, ast.Attribute):
-        names.insert(0, node.attr)
-        node = node.value
-    if isinstance(node, ast.Name):
-        if isinstance(node.ctx, ast.Load) or names:
-            yield (node.id, *names)
-        return
-    for child in ast.iter_child_nodes(node):
-        yield from _chains(child)
+    found, todo = set(), [tree]
+    while todo:
+        node = todo.pop()
+        names: list[str] = []
+        while isinstance(node, ast.Attribute):
+            names.insert(0, node.attr)
+            node = node.value
+        if not isinstance(node, ast.Name):
+            todo += ast.iter_child_nodes(node)
+        elif isinstance(node.ctx, ast.Load) or names:
+            found.add((node.id, *names))
+    return found
 
 
 class _Plain(ast.NodeTransformer):
@@ -321,16 +331,24 @@ class _Plain(ast.NodeTransformer):
     visit_ImportFrom = visit_Import
 
 
-def _canonical(node: Any) -> Any:
-    """A tree as nested lists, equal in all versions of Python."""
+def _canonical(node: Any) -> str:
+    """A tree as nested lists in JSON, equal in all versions of Python."""
     if isinstance(node, list):
-        return [_canonical(each) for each in node]
+        return f"[{', '.join(map(_canonical, node))}]"
     if not isinstance(node, ast.AST):
-        return repr(node)
+        return json.dumps(repr(node))
     fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
-    kept = [[n, _canonical(v)] for n, v in fields if n not in ("ctx", "kind", "type_comment")]
-    return [type(node).__name__, *kept]
+    kept = [
+        f', ["{name}", {_canonical(value)}]'
+        for name, value in fields
+        if name not in ("ctx", "kind", "type_comment")
+    ]
+    return f'["{type(node).__name__}"{"".join(kept)}]'
 
 
 def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return _sha256(json.dumps(content))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

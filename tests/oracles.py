@@ -221,8 +221,7 @@ def dirac_params(layers, *, width=1, classes=10, imagenet=False, generator=None,
             params[f"{base}.beta"] = uniform(0.05, 0.5, outputs)
             params |= norm(f"{base}.bn", outputs)
             eye = torch.zeros(outputs, inputs, 3, 3, dtype=dtype)
-            for channel in range(min(outputs, inputs)):
-                eye[channel, channel, 1, 1] = 1.0
+            eye[:, :, 1, 1].fill_diagonal_(1.0)
             params[f"eye{outputs}_{inputs}_3_3"] = eye
             inputs = outputs
     params["fc.weight"] = normal(classes, inputs)

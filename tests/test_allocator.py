@@ -1,4 +1,4 @@
-"""Freed memory that the next tensor takes, counted by the pages that the kernel clears."""
+"""Freed memory that the next large object takes, counted by the pages that the kernel clears."""
 
 import ctypes
 import os
@@ -12,13 +12,15 @@ import pytest
 from resid_theory.runtime.allocator import keep_freed_memory
 
 FAULTS = """
-import resource, torch
+import resource
 from resid_theory.runtime.allocator import keep_freed_memory
 keep_freed_memory()
 for turn in range(20):
-    if turn == 10:  # by then each tensor has its place
+    if turn == 10:  # by then each has its place
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(5_000_000).double()  # 20 and 40 MB
+    first = b"x" * 20_000_000  # torch, too, asks the C library
+    second = first + first
+    del first, second
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 

@@ -22,9 +22,9 @@ from experiments.claim import Claim
 from experiments.criteria import Criterion, above
 from experiments.external_data import Need
 from experiments.history_page import history_page
-from experiments.manifest import changes, record_files, unlisted, wordings
+from experiments.manifest import changes, unlisted, wordings
 from experiments.recompute import differences, items, recompute, same_machine
-from experiments.record_checks import all_faults, notes, record_faults
+from experiments.record_checks import all_faults, notes
 from experiments.records import (
     RECORDS,
     faults,
@@ -41,7 +41,6 @@ from experiments.verdicts import verdict
 from resid_theory import plots
 from resid_theory.runtime import store
 
-PATHS = record_files(RECORDS)
 every_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
 
 
@@ -104,12 +103,7 @@ def test_draw_fills_a_figure_and_computes_nothing(claim, quick, monkeypatch):
 # Committed records -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.relative_to(RECORDS).as_posix())
-def test_record_is_valid_today(path):
-    assert not record_faults(CLAIMS, RECORDS, path)
-
-
-def test_records_are_those_of_the_manifest_and_of_git():
+def test_records_are_valid_today_and_those_of_the_manifest_and_of_git():
     assert not all_faults(CLAIMS, RECORDS)
     assert not unlisted(CLAIMS, RECORDS)
 
