@@ -43,7 +43,7 @@ def operator_frobenius(
         10.0
     """
     if geometry is None:
-        return row_norms(weight.reshape(1, -1))[0]
+        return row_norms(weight.reshape(1, -1)).squeeze()
     tables = [
         _table(geometry, weight.shape[2 + axis], axis, length) for axis, length in enumerate(size)
     ]
@@ -56,7 +56,7 @@ def operator_frobenius(
     return scale * (flat.mH @ flat * counts).sum().real.sqrt()
 
 
-@functools.lru_cache(maxsize=64)  # most layers of a net have the geometry of others
+@functools.lru_cache  # most layers of a net have the geometry of others
 def _table(geometry: Geometry, side: int, axis: int, length: int) -> Tensor:
     """C(t, t'): number of outputs along one axis that read one input through taps t and t'."""
     step, stride = geometry.dilation[axis], geometry.stride[axis]
@@ -70,7 +70,7 @@ def _table(geometry: Geometry, side: int, axis: int, length: int) -> Tensor:
     elif geometry.mode == "reflect":
         source = torch.where(at >= length, 2 * (length - 1) - at, at.abs())
     else:  # a zero is no input
-        source = torch.where((at < 0) | (at >= length), -1, at)
+        source = torch.where(at < length, at, -1)
     same = (source[:, None] == source[None]) & (source[:, None] >= 0)
     return same.sum(2).to(torch.float64)
 
@@ -93,7 +93,7 @@ def row_norms(x: Tensor) -> Tensor:
 
 
 NORMS: dict[str, Callable[[Tensor, Geometry | None, Sequence[int], int], Tensor]] = {
-    "kernel": lambda weight, geometry, size, places: row_norms(weight.reshape(1, -1))[0],
+    "kernel": lambda weight, geometry, size, places: operator_frobenius(weight),
     "operator": lambda weight, geometry, size, places: (
         places**0.5 * operator_frobenius(weight, geometry, size)
     ),
