@@ -617,12 +617,13 @@ def test_nodes_of_batches_do_not_depend_on_their_size(generator, monkeypatch):
 
 
 @pytest.mark.parametrize("short", [0, 1])
-def test_vectors_that_do_not_fit_into_memory_are_refused(short, monkeypatch):
-    free, pairs = 60 * (2 + 10 + 1) * 8 - short, rt.eigenpairs(torch.diag(LEVELS), 2)
+@pytest.mark.parametrize(("asked", "steps"), [(10, 10), (100, 58)])  # all beside the known ones
+def test_vectors_that_do_not_fit_into_memory_are_refused(asked, steps, short, monkeypatch):
+    free, pairs = 60 * (2 + steps + 1) * 8 - short, rt.eigenpairs(torch.diag(LEVELS), 2)
     monkeypatch.setattr("resid_theory.eigen.quadrature.available_bytes", lambda: free)
-    message = "^steps: 10 vectors of 60 entries need"
+    message = f"^steps: {steps} vectors of 60 entries need"
     with pytest.raises(MemoryError, match=message) if short else contextlib.nullcontext():
-        rt.spectral_density(torch.diag(LEVELS), steps=10, deflate=pairs)
+        rt.spectral_density(torch.diag(LEVELS), probes=1, steps=asked, deflate=pairs)
 
 
 def test_a_killed_density_continues_bit_for_bit(generator, tmp_path):

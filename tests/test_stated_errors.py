@@ -540,6 +540,12 @@ def test_the_edge_passes_no_value_that_may_have_a_copy(place, near, edge):
     assert told(RITZ, lambda x, near: 0.0).edge(1, 0.5, inner=-2.0) == -2.0
 
 
+@pytest.mark.parametrize("wide", [0.9, 1.1])
+def test_an_edge_is_sought_up_to_half_a_billion_times_the_norm_outside(wide):
+    run = told(RITZ, lambda x, near: float(x < wide * 5 * 2**29))
+    assert math.isinf(run.edge(1, 0.5, inner=0.0)) == (wide > 1)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_value_or_a_copy_may_be_missed_at_ritz_values_and_between_them(sign):
     asked = {(sign * 0.5, None)} | {

@@ -207,7 +207,8 @@ class WrappedOperator(LinearOperator):
 
 def _places(every: Shapes | None, chosen: Shapes | None) -> Tensor:
     """Places of some parameters' entries among those of all."""
-    assert every is not None and chosen is not None
+    assert every is not None
+    assert chosen is not None
     ends = torch.tensor([shape.numel() for shape in every.values()]).cumsum(0).tolist()
     spans = dict(zip(every, zip([0, *ends], ends, strict=False), strict=True))
     return torch.cat([torch.arange(*spans[name]) for name in chosen])

@@ -149,12 +149,12 @@ class RecordedOperator:
     def _fresh(self, vectors: Tensor) -> Tensor:
         with torch.no_grad():
             product = self.matrix @ vectors
-        if product.shape != (self.rows, vectors.shape[1]):
-            raise ValueError(
-                f"A: gives shape {tuple(product.shape)} for vectors of shape "
-                f"{tuple(vectors.shape)}; needs {(self.rows, vectors.shape[1])}"
-            )
-        return self._copied(check_finite("A @ vectors", product.detach()))
+            if product.shape != (self.rows, vectors.shape[1]):
+                raise ValueError(
+                    f"A: gives shape {tuple(product.shape)} for vectors of shape "
+                    f"{tuple(vectors.shape)}; needs {(self.rows, vectors.shape[1])}"
+                )
+            return self._copied(check_finite("A @ vectors", product))
 
     def _copied(self, result: Tensor) -> Tensor:
         """A copy in which every vector is contiguous, on this device, in this dtype."""
@@ -175,5 +175,5 @@ class RecordedOperator:
 
 
 def _digest(vectors: Tensor) -> str:
-    content = vectors.detach().cpu().contiguous().numpy()
+    content = vectors.cpu().contiguous().numpy()
     return hashlib.sha256(content.data).hexdigest()

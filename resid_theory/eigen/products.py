@@ -110,7 +110,7 @@ class MatrixProducts(ABC):
         """
         check_square(self)
         given = as_tensor("V", vectors).to(self.device, torch.float64)
-        return (given * (self @ given).double()).sum(0)
+        return (given * (self @ given)).sum(0)
 
     def split(self, vectors: Any) -> dict[str, Tensor]:
         """Vectors by parameter, in PyTorch's shapes.

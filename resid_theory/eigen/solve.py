@@ -83,7 +83,7 @@ def solve(
         nonlocal spent
         spent += 1
         x = x.reshape(size)
-        return (A @ torch.from_numpy(x)).double().cpu().numpy() + damping * x
+        return (A @ torch.from_numpy(x)).cpu().numpy() + damping * x
 
     operator = linalg.LinearOperator((size, size), matvec=product, dtype=np.dtype(np.float64))
     method = "cg" if lowest > 0 else "minres"

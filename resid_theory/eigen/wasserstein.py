@@ -65,5 +65,5 @@ class Masses:
         widths, first = points.diff(), (own - other)[:-1]
         last = first + slopes[:-1] * widths
         sizes = first.abs() + last.abs()
-        crossed = (first.square() + last.square()) / sizes.clamp_min(torch.finfo(own.dtype).tiny)
+        crossed = (first.square() + last.square()) / sizes
         return (widths * torch.where(first * last < 0, crossed, sizes)).sum().item() / 2

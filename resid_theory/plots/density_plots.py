@@ -121,9 +121,9 @@ def _histogram(ax: Axes, exact: Spectrum, places: Tensor) -> None:
 
 def _smoothed(ax: Axes, exact: Spectrum, places: Tensor, width: float) -> None:
     """The density of known eigenvalues, by the kernel of the estimate that stands beside it."""
-    apart = (places[:, None] - exact.levels.double()) / width
-    share = exact.multiplicities.double() / (exact.size * width * math.sqrt(2 * math.pi))
-    heights = torch.exp(-0.5 * apart.square()) @ share
+    apart = (places[:, None] - exact.levels) / width
+    heights = torch.exp(-0.5 * apart.square()) @ exact.multiplicities.double()
+    heights /= exact.size * width * math.sqrt(2 * math.pi)
     ax.fill_between(places.numpy(), heights.numpy(), color=MEASURED, linewidth=0, label="exact")
 
 
