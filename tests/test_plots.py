@@ -729,14 +729,14 @@ def test_legends_stand_above_their_panel_and_leave_room_for_a_title(panels, entr
             assert len(tops) == rows
 
 
-@pytest.mark.parametrize("entries", [[], ["a"], ["a name of a curve " * 20]])
+@pytest.mark.parametrize("entries", [[], ["a"], ["a label"] * 4, ["a name of a curve " * 20]])
 def test_any_axes_have_a_legend_above(entries):
     ax = Figure().add_axes((0.1, 0.1, 0.8, 0.8))  # of no grid
     for entry in entries:
         ax.plot([0, 1], label=entry)
     with contextlib.nullcontext() if entries else pytest.warns(UserWarning, match="No artists"):
         canvas.legend_above(ax)
-    assert labels(ax) == entries
+    assert labels(ax) == entries and ax.get_legend()._ncols == max(1, len(entries))
 
 
 def test_equal_legends_of_two_panels_become_one_below_which_nothing_is_hidden():
@@ -797,6 +797,12 @@ def test_three_powers_of_ten_are_ticks_enough(ax, high, powers):
 )
 def test_ticks_are_the_coarsest_round_numbers_of_which_there_are_three(ends, expected):
     assert canvas.round_numbers(*map(math.log10, ends)) == pytest.approx(expected)
+
+
+def test_names_along_an_axis_of_a_finished_figure_stay(ax):
+    plots.curve(stub("Flows", layer=["first", "second"], share=[0.25, 0.5]), ax=ax)
+    plots.finish(ax.figure)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["first", "second"]
 
 
 def test_chosen_ticks_of_a_finished_figure_stay(ax):

@@ -104,7 +104,7 @@ def png(drawing: Figure, *, dpi: float = 150) -> bytes:
     drawing.savefig(drawn, format="png", dpi=dpi)
     # A palette makes a third of the bytes; chosen in this way it keeps the colours of thin lines.
     image = Image.open(drawn).convert("RGB")
-    image.quantize(256, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
+    image.quantize(method=Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
     return small.getvalue()
 
 
@@ -153,7 +153,7 @@ def legend_above(ax: Axes, **given: Any) -> None:
 
 def _columns(labels: list[str], width: float) -> int:
     """Columns of a legend that fit into a width in inches."""
-    longest = max(map(len, labels), default=0) + 7  # a handle and its gaps
+    longest = max(map(len, ["", *labels])) + 7  # a handle and its gaps
     return min(max(1, int(11 * width / longest)), max(1, len(labels)))
 
 
@@ -174,7 +174,8 @@ def finish(drawing: Figure) -> None:
         if area.get_array() is None:  # the edges of others follow their numbers when drawn
             area.set(facecolor=area.get_facecolor(), edgecolor=area.get_edgecolor())
     for ax in drawing.axes:
-        data = [np.asarray(line.get_xdata(), dtype=float) for line in ax.lines]
+        # Numbers, also where the axis has names.
+        data = [np.asarray(line.get_xdata(orig=False)) for line in ax.lines]
         counts = bool(data) and all(np.all(values == np.round(values)) for values in data)
         for axis, whole in ((ax.xaxis, counts), (ax.yaxis, False)):
             if isinstance(locator := axis.get_major_locator(), AutoLocator):
