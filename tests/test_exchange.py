@@ -144,6 +144,14 @@ def test_a_folded_net_exports_from_its_own_fold(tmp_path):
     assert_same(again(x), rt.fold(net)(x))
 
 
+def test_a_file_holds_no_memory_beside_the_tensors(tmp_path):
+    net = rt.diracnet(10)
+    rt.save_dirac_file(tmp_path / "a.pth", net)
+    net.fc.weight.data = net.fc.weight.data.repeat(9, 1)[: len(net.fc.weight)]
+    rt.save_dirac_file(tmp_path / "b.pth", net)
+    assert (tmp_path / "a.pth").stat().st_size == (tmp_path / "b.pth").stat().st_size
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 

@@ -553,6 +553,7 @@ def test_a_write_into_a_view_or_by_name_is_refused(write):
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
+DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
 VIEWS = [
     nn.Flatten(0), nn.Unflatten(1, (3, 1)), nn.Identity(), nn.Dropout(), torch.detach, torch.t,
     torch.squeeze, torch.flatten, lambda h: h.view_as(h), lambda h: h.unflatten(1, (3, 1)),
@@ -563,6 +564,11 @@ VIEWS = [
     lambda h: h.reshape(-1), lambda h: h.permute(1, 0), lambda h: h.transpose(0, 1),
     lambda h: h.unsqueeze(0), lambda h: h.expand(2, 5, 3), lambda h: h.contiguous(),
     lambda h: h.view(-1), lambda h: h.to(h.dtype), lambda h: h.type_as(h), torch.ops.aten.alias,
+    nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(), nn.AlphaDropout(), lambda h: h.float(),
+    lambda h: h.double(), lambda h: h.half(), lambda h: h.bfloat16(),
+    *(partial(getattr(F, name), training=False) for name in DROPOUTS),
+    *(lambda h, name=name: getattr(torch, name)(h, 0.5, False)
+      for name in ("dropout", "alpha_dropout", "feature_dropout")),
 ]  # fmt: skip
 
 

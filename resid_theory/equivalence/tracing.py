@@ -216,7 +216,7 @@ def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
             graph.erase_node(node)
             continue
         alpha = node.kwargs.get("alpha", 1)
-        a, b = (tensors * 2)[:2] if tensors else (node, node)
+        a, b, *_ = *tensors, node, node
         plain = word in ("add", "sub", "subtract", "rsub") and len(tensors) == 2
         call = graph.call_function
         with graph.inserting_before(node):
