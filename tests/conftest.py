@@ -78,13 +78,17 @@ def pytest_collection_modifyitems(config, items):
     if device == "cuda":
         return
     for item in items:
-        if "gpu" in item.keywords:
+        if _needs_a_gpu(item):
             item.add_marker(pytest.mark.skip(reason="needs --device cuda"))
 
 
 def _chooses_a_device(item):
     fixtures = getattr(item, "fixturenames", ())  # a doctest has none
-    return not {"device", "cuda"}.isdisjoint(fixtures) or "gpu" in item.keywords
+    return not {"device", "cuda"}.isdisjoint(fixtures) or _needs_a_gpu(item)
+
+
+def _needs_a_gpu(item):
+    return item.get_closest_marker("gpu") is not None  # keywords hold names of folders, too
 
 
 @pytest.fixture(autouse=True)

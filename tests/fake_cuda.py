@@ -5,8 +5,8 @@ what is computed from it. What CUDA refuses is refused: operations between devic
 excepted), NumPy arrays of tensors on the GPU, generators of the other device, indices on the GPU
 for a tensor on the CPU. Random numbers are drawn there from a generator of its own, autocast rounds
 as on the CPU, and ``host_waits()`` lists what would wait for the GPU. A graph repeats operations on
-the tensors of the time when it was recorded, when nothing may wait. Kernels, streams and generators
-that are arguments are not imitated.
+the tensors of the time when it was recorded, when nothing may wait. Kernels and
+streams are not imitated.
 """
 
 import contextlib
@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-__all__ = ["REPLACED", "host_waits", "pretended"]
+__all__ = ["REPLACED", "Generator", "host_waits", "pretended"]
 
 GPU = torch.device("cuda", 0)
 GENERATOR = torch.Generator()
@@ -48,6 +47,12 @@ WAITING = {
 COPYING = {"as_tensor", "asarray", "cpu", "new_tensor", "tensor", "to"}
 
 
+class Generator(torch.Generator):
+    """One on the GPU; it draws what one on the CPU draws."""
+
+    device = GPU
+
+
 class Graph(TorchDispatchMode):
     """The operations of a CUDA graph; unlike that, it executes them while it is recorded."""
 
@@ -65,15 +70,16 @@ class Graph(TorchDispatchMode):
         """Write anew what the recorded operations gave."""
         with torch._C.DisableTorchFunction():
             for func, args, kwargs, out in self.calls:
-                given = {storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-                again = tree_leaves(func(*args, **kwargs))
-                for old, new in zip(tree_leaves(out), again, strict=True):
-                    if isinstance(old, Tensor) and storage(new) not in given:
+                given = {storage(t) for t in tensors_in([args, kwargs])}
+                again = tensors_in(func(*args, **kwargs))
+                for old, new in zip(tensors_in(out), again, strict=True):
+                    if storage(new) not in given:
                         put(new, place_of(old))
                         old.copy_(new)
 
 
 CAPTURING = []
+NESTS = list, tuple, type({}.values())
 
 
 @contextlib.contextmanager
@@ -122,6 +128,14 @@ REPLACED = {
 def kind(device):
     """``"cpu"`` or ``"cuda"``, whichever way it is given."""
     return "cuda" if isinstance(device, int) else torch.device(device).type
+
+
+def tensors_in(nest):
+    """The tensors of a call's arguments, or of what it gives."""
+    if isinstance(nest, Tensor):
+        return [nest]
+    nest = nest.values() if isinstance(nest, dict) else nest
+    return [t for n in nest for t in tensors_in(n)] if isinstance(nest, NESTS) else []
 
 
 def storage(tensor):
@@ -198,7 +212,7 @@ class Functions(TorchFunctionMode):
     def _wanted(self, func, args, kwargs):
         """The arguments with the CPU in place of the GPU, and which of them was asked for."""
         wanted = None
-        if kwargs.get("device") is not None:
+        if kwargs.get("device") is not None and kind(kwargs["device"]) != "meta":
             wanted = kind(kwargs["device"])
             kwargs["device"] = "cpu"
         if func is Tensor.to:
@@ -242,7 +256,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = tensors_in([args, kwargs])
         places = [place_of(tensor) for tensor in given]
         place = places[0] if name in MOVING and places else self._common(name, args, given, places)
         there = "cuda" in places
@@ -252,13 +266,12 @@ class Operations(TorchDispatchMode):
         draws = torch.Tag.nondeterministic_seeded in func.tags and (there or "any" in places)
         with drawing() if draws else contextlib.nullcontext():
             out = func(*args, **kwargs)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and not any(leaf is tensor for tensor in given):
-                put(leaf, place)
+        for made in tensors_in(out):
+            if not any(made is tensor for tensor in given):
+                put(made, place)
         return out
 
     def _common(self, name, args, given, places):
-        shapes = [(place, tuple(t.shape)) for place, t in zip(places, given, strict=True)]
         if name in INDEXING:
             own = place_of(args[0])
             indices = [i for i in args[1] if isinstance(i, Tensor)]
@@ -269,12 +282,13 @@ class Operations(TorchDispatchMode):
             value = args[2] if len(args) > 2 and isinstance(args[2], Tensor) else None
             apart = value is not None and value.dim() and place_of(value) != own
             if own == "cpu" and "cuda" in positions or apart:
-                raise RuntimeError(f"{name}: indices or values on another device: {shapes}")
+                raise RuntimeError(f"{name}: indices or values on another device: {places}")
             return own
         if "cuda" not in places:
             # Made from nothing, below the calls that say where: CUDA's kernels make theirs there.
             return "cpu" if "cpu" in places else "any"
         if any(p == "cpu" and t.dim() for p, t in zip(places, given, strict=True)):
+            shapes = [(place, *t.shape) for place, t in zip(places, given, strict=True)]
             raise RuntimeError(f"{name}: expected all tensors on the same device: {shapes}")
         return "cuda"
 

@@ -68,20 +68,22 @@ def test_where_tensors_are():
     ids=["cpu", "pretended", "only_device"],
 )  # fmt: skip
 def test_tests_that_choose_a_device_are_selected(request, options, names):
-    path = Path("test_some.py")
+    def item(name, marks=(), **given):
+        return SimpleNamespace(
+            path=Path("gpu/test_some.py"), name=name, keywords=("gpu",), add_marker=Mock(),
+            get_closest_marker={mark: mark for mark in marks}.get, **given,
+        )  # fmt: skip
+
     items = [
-        SimpleNamespace(
-            path=path, name="a", fixturenames=["device"], keywords=(), add_marker=Mock()
-        ),
-        SimpleNamespace(path=path, name="b", keywords=(), add_marker=Mock()),  # a doctest
-        SimpleNamespace(path=path, name="c", fixturenames=["cuda"], keywords=(), add_marker=Mock()),
-        SimpleNamespace(path=path, name="d", fixturenames=[], keywords=("gpu",), add_marker=Mock()),
-    ]
+        item("a", fixturenames=["device"]), item("b"),  # a doctest
+        item("c", fixturenames=["cuda"]), item("d", ["gpu"], fixturenames=[]),
+    ]  # fmt: skip
     skipped = items[3].add_marker
     conftest = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
     conftest.pytest_collection_modifyitems(Mock(getoption=options.get), items)
     assert "".join(item.name for item in items) == names
     assert skipped.called == (options["--device"] != "cuda")
+    assert not any(item.add_marker.called for item in items if item.name != "d")
 
 
 WAITING = {

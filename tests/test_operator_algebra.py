@@ -524,6 +524,18 @@ def test_matrices_of_other_libraries(given):
         assert float(gap) <= 40 * torch.finfo(A.dtype).eps  # of vectors in the matrix's precision
 
 
+def test_vectors_in_float32_are_multiplied_in_float64():
+    far, one, v = 2.0**30, rt.eigen.Identity(1), torch.ones(3, dtype=torch.float32)
+    assert (far * one + one - far * one) @ v[:1] == 1
+    assert rt.eigen.as_operator(np.array([[far, 1, -far]], np.float32)) @ v == 1
+
+
+def test_scipys_operator_is_made_without_a_product():
+    A = rt.eigen.as_operator(torch.eye(2, dtype=torch.float32))
+    A._product = None
+    assert A.to_scipy().dtype == np.float32
+
+
 def test_the_identity_knows_its_lowest_eigenvalue():
     v = torch.arange(1.0, 6.0)
     found = rt.eigen.Identity(5).solve(v, damping=-0.7)  # 0.3 times the identity is definite

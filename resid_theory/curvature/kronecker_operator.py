@@ -113,7 +113,7 @@ class KroneckerOperator(LinearOperator):
         if columns is not None:
             down = select_parameters("columns", columns, self._parameters, self._net)
         if across != down:
-            every = torch.arange(self.shape[0], device=self.device)
+            every = torch.arange(self.shape[0]).to(self.device)
             places = [torch.cat([every[self._spans[n]] for n in side]) for side in (across, down)]
             return WrappedOperator(self, *places)
         kept = [block for block in self.blocks if set(block.names) & set(across)]

@@ -83,7 +83,8 @@ def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> L
     A.check_unchanged()
     size, risk = A.shape[0], copy.copy(A.risk)
     risk.take_graphs(LossItself)
-    given = check_finite("directions", as_tensor("directions", directions)).to(A.device).double()
+    given = check_finite("directions", as_tensor("directions", directions)).detach()
+    given = given.to(A.device, torch.float64)
     steps = check_finite("distances", as_tensor("distances", distances)).double().cpu()
     if given.dim() not in (1, 2) or len(given) != size or given.numel() == 0:
         raise ValueError(

@@ -78,7 +78,7 @@ class CurvatureBlock(LinearOperator):
             return None
         # Those of the processes add up as their matrices do.
         own = asdict(error)
-        parts = torch.tensor(list(own.values()), dtype=torch.float64, device=self.device)
+        parts = torch.tensor([*own.values()], dtype=torch.float64).to(self.device)
         mean = group.add(parts * self._sums.weight) / self._weight
         return MatrixError(**dict(zip(own, mean.tolist(), strict=True)))
 

@@ -163,7 +163,7 @@ def _shift_hessian(A: CurvatureOperator) -> tuple[Tensor, int]:
     size, count = sum(sizes), len(sizes)
     probe = probe_vectors(1, size)
     if len(set(sizes)) == 1:
-        rows = torch.eye(sizes[0], size, dtype=torch.float64)
+        rows = torch.eye(sizes[0], size)
         found = (A @ torch.cat([rows, probe]).mT).mT.cpu()
         rows, tried = found[:-1], found[-1].view(count, -1)
         M = rows[:, : sizes[0]]

@@ -82,7 +82,7 @@ def at_loss(loss: Any, values: Any, levels: Any, *, logarithmic: bool = True) ->
         [1.0, 10.0, nan]
     """
     loss, values, levels = (
-        as_tensor(name, given).to(torch.float64)
+        as_tensor(name, given).to("cpu", torch.float64)
         for name, given in (("loss", loss), ("values", values), ("levels", levels))
     )
     curve = values.log() if logarithmic else values

@@ -102,8 +102,8 @@ class SearchState:
     @property
     def _others(self) -> Tensor:
         """Positions of the Ritz values that are not wanted."""
-        rest = torch.ones(len(self.ritz.values), dtype=torch.bool)
-        rest[self.columns] = False
+        rest = torch.ones(len(self.ritz.values))
+        rest[self.columns] = 0.0
         return rest.nonzero().flatten()
 
     @property

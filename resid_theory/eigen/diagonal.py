@@ -57,7 +57,7 @@ def diagonal(A: MatrixProducts, *, budget: int, generator: torch.Generator | int
     generator = as_generator(generator)
     count = min(check_int("budget", budget, 2), size)
     exact = count == size
-    first = second = torch.zeros(size, dtype=torch.float64, device=A.device)
+    first = second = torch.zeros(())
     for start in range(0, count, _BLOCK):
         several = min(_BLOCK, count - start)
         if exact:

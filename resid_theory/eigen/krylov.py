@@ -64,8 +64,8 @@ class Locked:
     @classmethod
     def none(cls, operator: RecordedOperator) -> "Locked":
         """No vector."""
-        empty, values = operator.no_vectors, torch.empty(0, dtype=torch.float64)
-        return cls(vectors=empty, values=values, errors=empty, noise=0.0)
+        empty = operator.no_vectors
+        return cls(vectors=empty, values=torch.empty(0), errors=empty, noise=0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -228,7 +228,7 @@ def _result(krylov: Krylov, state: SearchState, complete: bool) -> Eigenpairs:
         converged=(
             bounds[columns] <= state.targets + ritz.noise
             if len(state.targets) == len(columns)
-            else torch.zeros(len(columns), dtype=torch.bool)
+            else torch.full((len(columns),), False)
         ),
         accepted_miss=goal.missed,
         missed_probability=0.0 if complete else state.missed,

@@ -201,7 +201,7 @@ class WrappedOperator(LinearOperator):
             product = self._matrix @ vectors.to(self._matrix.dtype)
         else:
             product = as_tensor("A @ V", self._matrix @ vectors.double().numpy())
-        product = product.to(vectors.device, torch.float64)
+        product = product.detach().to(vectors.device, torch.float64)
         return product if self._rows is None else product[self._rows]
 
 

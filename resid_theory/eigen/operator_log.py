@@ -146,15 +146,15 @@ class RecordedOperator:
         self._bar.update(vectors.shape[1])
         return answer
 
+    @torch.no_grad()
     def _fresh(self, vectors: Tensor) -> Tensor:
-        with torch.no_grad():
-            product = self.matrix @ vectors
-            if product.shape != (self.rows, vectors.shape[1]):
-                raise ValueError(
-                    f"A: gives shape {tuple(product.shape)} for vectors of shape "
-                    f"{tuple(vectors.shape)}; needs {(self.rows, vectors.shape[1])}"
-                )
-            return self._copied(check_finite("A @ vectors", product))
+        product = self.matrix @ vectors
+        if product.shape != (self.rows, vectors.shape[1]):
+            raise ValueError(
+                f"A: gives shape {tuple(product.shape)} for vectors of shape "
+                f"{tuple(vectors.shape)}; needs {(self.rows, vectors.shape[1])}"
+            )
+        return self._copied(check_finite("A @ vectors", product))
 
     def _copied(self, result: Tensor) -> Tensor:
         """A copy in which every vector is contiguous, on this device, in this dtype."""

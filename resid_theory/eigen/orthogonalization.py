@@ -29,7 +29,7 @@ def project_out(vectors: Tensor, basis: Tensor, *, roughly: bool = False) -> Ten
     """Remove the components (m, b) along an orthonormal basis in place, once; they are returned."""
     # With ``roughly``, sums are in the vectors' own precision, six times as fast for float32: for a
     # first of two passes, since the second removes what the rounding of the first has left.
-    coefficients = (basis.T @ vectors).double() if roughly else dots(basis, vectors)
+    coefficients = basis.T @ vectors if roughly else dots(basis, vectors)
     vectors.sub_(basis @ coefficients.to(basis.dtype))
     return coefficients
 

@@ -109,7 +109,7 @@ class MatrixProducts(ABC):
             ValueError: If the operator is not square, or the shape does not fit.
         """
         check_square(self)
-        given = as_tensor("V", vectors).to(self.device, torch.float64)
+        given = as_tensor("V", vectors).detach().to(self.device, torch.float64)
         return (given * (self @ given)).sum(0)
 
     def split(self, vectors: Any) -> dict[str, Tensor]:

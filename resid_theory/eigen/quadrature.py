@@ -84,7 +84,7 @@ def spectral_density(
     with RecordedOperator(
         A, folder=folder, progress=progress, label=label, expected=total
     ) as operator:
-        locked, residuals = Locked.none(operator), torch.empty(0, dtype=torch.float64)
+        locked, residuals = Locked.none(operator), torch.empty(0)
         # All vectors of a space would leave nothing to probe.
         if deflate is not None and len(deflate) != operator.size:
             if deflate.vectors.shape[0] != operator.size:

@@ -251,4 +251,4 @@ class Spectrum(SpectralStatistics, Result):
         ends = torch.cat([mine, theirs]).unique()
         a = self.levels[torch.searchsorted(mine, ends)]
         b = other.levels[torch.searchsorted(theirs, ends)]
-        return (a - b).abs(), ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
+        return (a - b).abs(), ends.diff(prepend=ends.new_zeros(1))

@@ -284,7 +284,7 @@ class Loss:
             point = output.detach().clone().requires_grad_()
             value = check_scalar(m * self(point, target))
             (grad,) = torch.autograd.grad(value, point, create_graph=True)
-            hessians = torch.zeros(m, k, k, dtype=output.dtype, device=output.device)
+            hessians = output.new_zeros(m, k, k)
             for j in range(k if grad.requires_grad else 0):  # a linear loss has a constant gradient
                 (hessians[:, j],) = torch.autograd.grad(
                     grad[:, j].sum(), point,

@@ -101,9 +101,11 @@ class LayoutNet(nn.Module):
         if self.branch == 1 and hidden is not None and self.hidden != self.width:
             raise ValueError(f"hidden: got {hidden} with branch=1, needs branch >= 2")
         self.outputs, self.blocks = widths[0][1], len(rows)
+        place = torch.get_default_device()
         for k, row in enumerate((*rows, out)):
             for j, entry in enumerate(row[: k + 1]):
-                self.register_buffer(f"map_{k}_{j}", None if entry is None else entry.to(dtype))
+                held = None if entry is None else entry.to(place, dtype)
+                self.register_buffer(f"map_{k}_{j}", held)
         self.pre, self.mid = activation("pre", pre), activation("mid", mid)
         self.post = activation("post", post)
         shapes, firsts, lasts, norms = [], [], [], []

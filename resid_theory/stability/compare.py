@@ -136,7 +136,8 @@ def compare_cushions(
     names = [name for name in sides[0] if name not in odd]
     if not names:
         raise ValueError(f"b: no layer can be compared with one of a: {odd}")
-    seed = int(torch.randint(2**31, (), generator=as_generator(generator)))
+    source = as_generator(generator)
+    seed = int(torch.randint(2**31, (), generator=source, device=source.device))
     rng = np.random.default_rng(seed)
     rows = [_compared(sides[0][name], sides[1][name], confidence, resamples, rng) for name in names]
     medians, intervals, deltas, p_values = zip(*rows, strict=True)

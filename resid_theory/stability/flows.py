@@ -255,7 +255,7 @@ def _at_once(ladder: Ladder) -> int:
 def _flows(ladder: Ladder, gradients: Tensor, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Flows from chosen features into every layer, from the top, (features, batch, C, M)."""
     flow = gradients.new_zeros(len(chosen), *gradients.shape)
-    flow[torch.arange(len(chosen), device=chosen.device), :, chosen] = gradients[:, chosen].mT
+    flow[torch.arange(len(chosen)).to(chosen), :, chosen] = gradients[:, chosen].mT
     for layer, (below, above) in reversed(list(enumerate(ladder))):
         (flow,) = torch.autograd.grad(above, below, flow, retain_graph=True, is_grads_batched=True)
         yield layer, flow.flatten(3)

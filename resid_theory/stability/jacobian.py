@@ -147,7 +147,8 @@ def products(
             for copy in range(copies):
                 vectors[copy, :, start + copy] = 1
         else:
-            signs = torch.randint(2, (copies, len(z), size), generator=generator)
+            shape = copies, len(z), size
+            signs = torch.randint(2, shape, generator=generator, device=generator.device)
             vectors[:copies] = (2 * signs - 1).to(vectors)
         if side == "in":
             product = jacobian_product(function, many, vectors.view_as(many))[1]

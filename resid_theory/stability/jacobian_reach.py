@@ -166,5 +166,6 @@ class OnwardMap:
 
 
 def normal_like(x: Tensor, source: torch.Generator) -> Tensor:
-    """Standard normal numbers of x's shape, drawn in float64 on the CPU."""
-    return torch.randn(x.shape, generator=source, dtype=torch.float64).to(x)
+    """Standard normal numbers of x's shape, drawn in float64 where the generator is."""
+    drawn = torch.randn(x.shape, generator=source, dtype=torch.float64, device=source.device)
+    return drawn.to(x)

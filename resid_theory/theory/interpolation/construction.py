@@ -57,7 +57,7 @@ def _points(argument: str, given: Any) -> Tensor:
 def _first_equal(points: Tensor) -> Tensor:
     """For each row the first row equal to it."""
     _, group = torch.unique(points, dim=0, return_inverse=True)
-    first = torch.full((len(points),), len(points), dtype=torch.long)
+    first = torch.full((len(points),), len(points))
     first.scatter_reduce_(0, group, torch.arange(len(points)), "amin")
     return first[group]
 

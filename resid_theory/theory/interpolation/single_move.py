@@ -83,7 +83,7 @@ def widest_margin(point: Tensor, others: Tensor) -> Tensor:
     from scipy.optimize import nnls  # a third of a second to import
 
     if len(others):
-        offsets = (others - point).numpy()
+        offsets = (others - point).detach().cpu().numpy()
         system = np.vstack([offsets.T, np.ones(len(offsets))])
         wanted = np.zeros(len(system))
         wanted[-1] = 1.0
@@ -91,7 +91,7 @@ def widest_margin(point: Tensor, others: Tensor) -> Tensor:
         away = -torch.from_numpy(offsets.T @ weights) / weights.sum()
         size = float(away.norm())
         if size > 64 * torch.finfo(torch.float64).eps:
-            return away / size
+            return (away / size).to(point)
     return point / point.norm()
 
 

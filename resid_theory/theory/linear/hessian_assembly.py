@@ -49,8 +49,8 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
     inputs, outputs = _slices([w.shape[1] for w in layers]), _slices([w.shape[0] for w in layers])
     grids = [
         torch.meshgrid(
-            torch.arange(rows.start, rows.stop, device=before.device),
-            torch.arange(columns.start, columns.stop, device=before.device),
+            torch.arange(rows.start, rows.stop).to(before.device),
+            torch.arange(columns.start, columns.stop).to(before.device),
             indexing="ij",
         )
         for rows, columns in zip(outputs, inputs, strict=True)

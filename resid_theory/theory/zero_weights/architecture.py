@@ -130,7 +130,7 @@ class Architecture:
         else:
             arrived, passed = layout.arriving(x), layout.passed_back(gradients)
         if norm.at == "write":
-            passed = [g @ norm.slope_at_zero(g.shape[1], k) for k, g in enumerate(passed)]
+            passed = [g @ norm.slope_at_zero(g, k) for k, g in enumerate(passed)]
         return arrived, [self.seen(u, k).detach() for k, u in enumerate(arrived)], passed
 
     def direct(self, x: Tensor) -> Tensor:

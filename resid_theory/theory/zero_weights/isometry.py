@@ -63,7 +63,7 @@ class Isometry(Result):
 
     def cdf(self, values: Tensor) -> Tensor:
         """Share of singular values up to given ones, any number of them."""
-        s, given = self.singular_values, values.detach().double().cpu()
+        s, given = self.singular_values, values.detach().cpu()
         steps = (self.density[1:] + self.density[:-1]) * s.diff()
         share = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
         return torch.as_tensor(np.interp(given.numpy(), s.numpy(), (share / share[-1]).numpy()))

@@ -249,7 +249,7 @@ class Layout:
         Source:
             Pagliardini et al., "DenseFormer", arXiv:2402.02622.
         """
-        mix = check_finite("weights", as_tensor("weights", weights)).detach().double().cpu()
+        mix = check_finite("weights", as_tensor("weights", weights)).double().cpu()
         if mix.dim() != 2 or mix.shape[0] != mix.shape[1] or len(mix) < 2:
             raise ValueError(f"weights: got shape {tuple(mix.shape)}, needs (K + 1, K + 1)")
         if bool(mix.triu(1).any()):

@@ -273,7 +273,7 @@ class ZeroPoint(Result):
         if isinstance(self.statistics, BlockToeplitz):
             return self.statistics.dense()
         if self.shortcut_depth > 2:
-            return torch.zeros(self.size, self.size, dtype=torch.float64)
+            return self.correlation.new_zeros(self.size, self.size)
         a = self.matrix_a
         first = len(a)
         block = a.new_zeros(sum(a.shape), sum(a.shape))

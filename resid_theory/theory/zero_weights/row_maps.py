@@ -62,8 +62,7 @@ class RowMaps:
         shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
         if shape != tuple(rows.shape):
             raise ValueError(f"norm: turns shape {tuple(rows.shape)} into {shape}, needs the same")
-        alone = norm(rows[:1].detach())
-        if not torch.allclose(alone, check_finite("norm(x)", made)[:1].detach(), 1e-9, 1e-12):
+        if not torch.allclose(norm(rows[:1]), check_finite("norm(x)", made)[:1], 1e-9, 1e-12):
             raise ValueError("norm: a sample's result depends on other samples, needs its own only")
         return made
 
@@ -86,10 +85,10 @@ class RowMaps:
             gradients = skip[block] * gradients
         return found[::-1]
 
-    def slope_at_zero(self, width: int, block: int) -> Tensor:
-        """Derivative at zero of a normalization of what a block writes, (width, width)."""
-        zero = torch.zeros(1, width, dtype=torch.float64)
-        if bool(self(zero, block).detach().abs().max() > 1e-12):
+    def slope_at_zero(self, rows: Tensor, block: int) -> Tensor:
+        """Derivative at zero of a normalization of what a block writes, such rows (m, width)."""
+        zero = torch.zeros_like(rows[:1])
+        if bool(self(zero, block).abs().max() > 1e-12):
             raise ValueError(
                 "norm: is not 0 at zero, needs norm_at='write' without a bias of its own"
             )
