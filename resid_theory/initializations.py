@@ -42,7 +42,7 @@ def _haar(shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def _zero(shape: Shape, generator: torch.Generator) -> Tensor:
-    return torch.zeros(*shape, dtype=torch.float64, device=generator.device)
+    return torch.zeros(*shape, device=generator.device)
 
 
 INITIALIZATIONS: dict[str, Initialization] = {

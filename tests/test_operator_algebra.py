@@ -525,9 +525,9 @@ def test_matrices_of_other_libraries(given):
 
 
 def test_vectors_in_float32_are_multiplied_in_float64():
-    far, one, v = 2.0**30, rt.eigen.Identity(1), torch.ones(3, dtype=torch.float32)
+    far, one, v = 2.0**30, rt.eigen.Identity(1), torch.ones(66, dtype=torch.float32)
     assert (far * one + one - far * one) @ v[:1] == 1
-    assert rt.eigen.as_operator(np.array([[far, 1, -far]], np.float32)) @ v == 1
+    assert rt.eigen.as_operator(np.array([[far, *[1] * 64, -far]], np.float32)) @ v == 64
 
 
 def test_scipys_operator_is_made_without_a_product():

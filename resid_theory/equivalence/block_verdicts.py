@@ -247,7 +247,7 @@ def widened(
     if not one_tap and any(inside) or max(inside, default=0) > 0 > min(itertools.chain(*less)):
         raise NotOneLayer("its branch moves borders that the shortcut reads")
 
-    eye = torch.eye(join.inputs, dtype=torch.float64, device=join.weight.device)
+    eye = torch.eye(join.inputs).to(join.weight)
     coded = eye if keeps else torch.cat([eye, -eye])
     new: list[AffineLayer] = []
     before = eye

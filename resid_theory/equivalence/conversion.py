@@ -204,7 +204,7 @@ class Converter:
         if akin:
             self._untie(name, f"layer {akin[0][0]!r}")
         trainable = any(p.requires_grad for p in own)
-        new = nn.Parameter(value.detach(), requires_grad=trainable)
+        new = nn.Parameter(value, requires_grad=trainable)
         self._made.append((name, kind, own, new))
         return new
 

@@ -185,7 +185,7 @@ class Session:
         answer = bool(self.settings.stop(self.step))
         if self.settings.process_group.count == 1:
             return answer
-        answers = torch.tensor([float(answer)], device=self.settings.device)
+        answers = torch.tensor([float(answer)]).to(self.settings.device)
         return bool(self.settings.process_group.add(answers) > 0)
 
     def _advance(self, position: int) -> None:

@@ -28,7 +28,7 @@ def nearest(x: Tensor, y: Tensor, *, merging: bool = False) -> Nearest:
     # it: only these can meet. Assumption 2 of the paper asks it of all pairs, and so does merging,
     # but for equal targets.
     count, own = len(x), _distances(y, y)
-    later = torch.ones(count, count, dtype=torch.bool, device=x.device).triu(1)
+    later = torch.ones(count, count, dtype=torch.bool).triu(1)
     found = [(2.0, "antipodes")]
     for first, second, apart, kept in (
         ("x", "x", _distances(x, x), later),

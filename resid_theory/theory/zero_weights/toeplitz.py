@@ -90,7 +90,7 @@ class BlockToeplitz(CountedSpectrum, Result):
 
     def dense(self) -> Tensor:
         """The matrix itself, (R b, R b), float64."""
-        place = torch.arange(self.blocks, device=self.lower.device)
+        place = torch.arange(self.blocks).to(self.lower.device)
         later = (place.unsqueeze(1) - place).sign() + 1
         tiles = torch.stack([self.lower.mT, self.diagonal, self.lower])[later]
         return tiles.transpose(1, 2).reshape(self.size, self.size)

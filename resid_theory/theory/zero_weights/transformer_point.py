@@ -280,7 +280,7 @@ def transformer_zero_point(
     if (shift is None) != (count == 0):
         raise ValueError(f"shift: got {'none' if shift is None else 'one'} with {count} biases")
     if shift is not None:
-        M = check_finite("shift", as_tensor("shift", shift)).detach().double().cpu()
+        M = check_finite("shift", as_tensor("shift", shift)).double().cpu()
         if M.dim() != 2 or M.shape[0] != M.shape[1]:
             raise ValueError(f"shift: got shape {tuple(M.shape)}, needs (d, d)")
         values = count * torch.linalg.eigvalsh((M + M.mT) / 2)
