@@ -548,10 +548,13 @@ def test_an_identity_that_is_mixed_ends_the_paths():
     )
 
 
-def test_an_identity_that_is_scaled_by_zero_ends_the_paths_through_its_channel():
+def test_an_identity_of_which_nothing_is_left_ends_the_paths_through_its_channel():
+    """But one that no other parametrization follows is there, whatever digits hold beside R."""
     net = rt.diracnet(10)
     with torch.no_grad():
         net.conv2.parametrizations.weight[0].a[3] = 0
+        net.conv3.parametrizations.weight[0].a.fill_(1e-300)
+    nn.utils.parametrize.register_parametrization(net.conv2, "weight", nn.Identity())
     *upper, _, bottom = reversed(subactivation_paths(net).channels)
     assert all(channels[3] == 3 for channels in upper)
     assert bottom.tolist() == [k if k < 16 and k != 3 else -1 for k in range(64)]

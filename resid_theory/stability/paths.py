@@ -12,6 +12,7 @@ from resid_theory.identity import (
     id_entries,
     id_rule,
     layer_identity,
+    parametrizations_of,
     weight_and_rest,
 )
 from resid_theory.identity.identity_kernel import RULES
@@ -179,7 +180,8 @@ def _through(layer: nn.Module, at: Tensor, rule: str) -> Tensor:
         dilation=layer.dilation,
         groups=layer.groups,
     )
-    if layer_identity(layer):  # it may be pruned or mixed
+    # It may be pruned or mixed; alone it is there, even where W - R is rounded to zero.
+    if len(parametrizations_of(layer)) > 1 and layer_identity(layer):
         try:
             weight, rest = weight_and_rest(layer)
         except ValueError as error:
