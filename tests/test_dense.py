@@ -332,6 +332,17 @@ def test_pairs_of_layers_without_a_derivative_are_left_out(make, loss, data, mon
     measured = rt.hessian(make(), loss, data, method="layer_pairs")
     function = oracles.square_loss if loss == "square" else loss
     assert relative_error(measured, exact(make(), data, function)) <= HESSIAN
+    assert not measured.requires_grad
+
+
+@pytest.mark.parametrize(("sizes", "together", "entries"), [
+    ([(3, 5), (2, 4)], 2048, 3 * 5 * (3 + 5) / 2 + 25),
+    ([(100, 2000)], 15, 3 * 100 * 2100 / 2 + 2000**2),
+    ([(1, 1), (4000, 3000)], 1, 3 * 4001 * 7000 / 2 + 4000 * 3000),
+    ([(9000, 9000)], 1, 3 * 9000 * 18000 / 2 + 9000**2),
+])  # fmt: skip
+def test_samples_whose_responses_fit_in_half_a_gibibyte(sizes, together, entries):
+    assert layer_pairs.samples_together(sizes) == (together, 8 * entries)
 
 
 def test_pairs_of_layers_that_do_not_fit_do_not_try_columns(data, monkeypatch):

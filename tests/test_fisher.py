@@ -223,6 +223,13 @@ def test_losses_that_are_the_likelihood_of_nothing_known_are_refused(loss, matri
         rt.curvature_operator(net(), loss, data, matrix=matrix)
 
 
+def test_outputs_of_nll_loss_are_logarithms_of_probabilities():
+    z, move = noise(4, 3), noise(4, 3, seed=1)
+    for given in (nn.NLLLoss(), F.nll_loss):
+        found = rt.Loss.of(given).likelihood(z, torch.tensor([0, 2, 1, 1])).curve(move)
+        assert_same(found, z.exp() * move)
+
+
 def test_drawn_targets_need_the_order_of_the_first_pass():
     data = TensorDataset(SEQUENCES, LABELS)
     order = torch.Generator().manual_seed(0)

@@ -495,7 +495,7 @@ def test_an_error_of_a_small_entry_is_found_by_the_fourth_product(matrix, monkey
     assert error.spectral == pytest.approx(3 * 0.25, rel=1e-5) and len(calls) == 2 * 4
 
 
-def test_the_error_of_samples_one_by_one_is_that_of_their_mean():
+def test_the_error_of_samples_one_by_one_is_that_of_their_mean(monkeypatch):
     class Once(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -519,6 +519,12 @@ def test_the_error_of_samples_one_by_one_is_that_of_their_mean():
         operator = rt.curvature_operator(net, "cross_entropy", data, matrix="empirical_fisher")
         errors.append(operator.error.frobenius)
     assert errors[0] == pytest.approx(errors[1], rel=1e-6) and errors[0] > 0
+    operator = rt.curvature_operator(net, "cross_entropy", data, matrix="empirical_fisher")
+    call, sizes = EmpiricalRisk.graph, []
+    monkeypatch.setattr(
+        EmpiricalRisk, "graph", lambda *given: sizes.append(given[-1]) or call(*given)
+    )
+    assert operator.error is not None and sizes == [1] * 2 * 16
 
 
 def test_a_net_in_float64_has_no_error():
@@ -1026,7 +1032,7 @@ def test_two_samples_of_each_other_kind_are_checked(monkeypatch, generator):
     )
     risk.check(batches)
     assert [x.shape for x in given] == [(2, 3, 4), (1, 2, 4)]
-    assert torch.equal(given[0], parts[2][0][:2]) and torch.equal(given[1], parts[4][0])
+    assert torch.equal(given[0], parts[2][0][[-1, 0]]) and torch.equal(given[1], parts[4][0])
 
 
 class Root(nn.Module):
@@ -1130,6 +1136,7 @@ class Two(nn.Linear):
 PAIRED = rt.Loss(
     lambda output, target: oracles.square_loss(output[0], target), likelihood=rt.losses.Gaussian
 )
+WEIGHED = rt.Data.of((oracles.noise(6, 4), oracles.noise(6, 2)), sample_weight=[1, 2, 3, 1, 2, 3])
 REFUSED = {
     "integers": (
         {"net": Rounded(4, K), "loss": lambda o, t: (o - t).abs().mean()},
@@ -1193,6 +1200,22 @@ REFUSED = {
             "batchnorm": "batch",
         },
         "^matrix: 'empirical_fisher' needs a gradient for every sample",
+    ),
+    "mixing weights": (
+        {"net": nn.Sequential(Crossed(4, 2)), "data": WEIGHED},
+        "^sample_weight: needs a net and a loss that treat every sample alone; net: its samples",
+    ),
+    "batchnorm and weights": (
+        {
+            "net": nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)),
+            "data": WEIGHED,
+            "batchnorm": "batch",
+        },
+        "^sample_weight: .* alone; with batchnorm='batch' samples share statistics$",
+    ),
+    "one sample": (
+        {"data": (torch.zeros(1, 5), torch.zeros(1, 2))},
+        r"^data x: the net does not take samples of shape \(5,\)",
     ),
     "not-a-net": ({"net": "resnet"}, "^net: got str, needs a torch.nn.Module"),
 }

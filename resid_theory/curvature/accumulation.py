@@ -23,7 +23,7 @@ from resid_theory.data import Batch
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.products import probe_vectors
 from resid_theory.losses import NoWeighting
-from resid_theory.runtime.preserve import deterministic, preserved
+from resid_theory.runtime.preserve import deterministic
 from resid_theory.runtime.resources import available_bytes, is_out_of_memory, readable_bytes
 
 __all__ = ["ENGINES", "BatchSum"]
@@ -59,7 +59,7 @@ class BatchSum:
         self.engine, self._fixed = engine, engine != "auto"
         size = sum(parameter.numel() for parameter in risk.parameters)
         self.total = torch.zeros(1 + size, dtype=torch.float64, device=risk.device)
-        with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state):
+        with risk.measuring():
             # Inside, because a loader draws from the global RNG even when it does not shuffle.
             try:
                 self._first_pass()
@@ -129,7 +129,7 @@ class BatchSum:
         self.check_unchanged()
         risk = self.risk
         few = (_SMALL - self._held_bytes(0)) // self.sample_bytes
-        with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state):
+        with risk.measuring():
             return measured_error(risk, self._weighed, self.samples, few)
 
     # -- before the first product --
@@ -166,7 +166,7 @@ class BatchSum:
         vectors = probe_vectors(tries, size).to(self.risk.device)
         with check_twice(graph.given, graph.first_derivatives):
             products = graph.product(vectors)
-        gap = asymmetry(graph, vectors, products) if tries > 1 else 0.0
+        gap = asymmetry(graph, vectors, products)
         more, zero = min(_AGAIN, batch.size), not products.any()
         if (gap or zero) and self.risk.splits and count < more:
             # Of a few samples that are classified with certainty, all derivatives are rounding.
@@ -271,8 +271,7 @@ class BatchSum:
                 total.zero_()
                 self._stop_retaining()
             if self.engine == "rebuilt":
-                risk = self.risk
-                with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state, weights=False):
+                with self.risk.measuring(weights=False):
                     for batch in self.risk.data:
                         self._add_rebuilt(batch, 0, total, bar, block)
 

@@ -35,7 +35,7 @@ def lower_columns(
     # Columns of some parameters are computed in the rows of these, of later ones and of the known
     # one only: what is differentiated is then the part of a net behind them.
     names, groups = [name for name in operator.names if name != known], _groups(operator, known)
-    size, count = operator.shape[0], sum(stop - start for *_, start, stop in groups)
+    (size, _), count = operator.shape, sum(stop - start for *_, start, stop in groups)
     # NumPy asks for huge pages.
     matrix = torch.from_numpy(np.zeros((size, count))).to(operator.device)
     sizes = [parameter.numel() for parameter in operator.risk.parameters]
@@ -77,8 +77,8 @@ def _symmetrize(
     for _, _, start, stop in groups:
         matrix[start:stop, stop:] = matrix[stop:, start:stop].mT
     low, high = torch.aminmax(matrix)
-    gap, scale = 0.0, max(-low.item(), high.item()) or 1.0
-    squares = 0.0
+    scale = max(-low.item(), high.item()) or 1.0
+    gap = squares = 0.0
     for _, _, left, right in groups:
         for start in range(left, right, PANEL):  # panel by panel
             stop = min(start + PANEL, right)
@@ -93,7 +93,7 @@ def _symmetrize(
         drawn = probe_vectors(len(matrix), 3).to(matrix.device)
         found = operator @ drawn
         apart = (found - matrix @ drawn) / scale
-        gap = max(gap, float(apart.norm() / (found.norm() / scale).clamp_min(eps)))
+        gap = max(gap, float(apart.norm() / (found.norm() / scale)))  # not NaN, of zeros
         norm = max(norm, float(apart.norm()) / 3**0.5)
     # Round-off stays far below the fourth root of the precision, a wrong derivative far above.
     if gap > eps**0.25:

@@ -116,7 +116,7 @@ def hessian(
         >>> rt.hessian(net, "square", data).diagonal().tolist()
         [0.5, 0.5, 0.5, 0.5]
     """
-    with _planned(net, loss, data, method, batchnorm, weight_decay) as plan:
+    with _planned(net, loss, data, method, batchnorm, weight_decay=weight_decay) as plan:
         return plan.matrix(memory_limit=memory_limit, folder=folder, progress=progress)[0]
 
 
@@ -154,7 +154,7 @@ def hessian_spectrum(
         ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
         MemoryError: If the matrix does not fit.
     """
-    with _planned(net, loss, data, method, batchnorm, weight_decay) as plan:
+    with _planned(net, loss, data, method, batchnorm, weight_decay=weight_decay) as plan:
         matrix, error = plan.matrix(memory_limit=memory_limit, folder=folder, progress=progress)
     return Spectrum.of(_eigenvalues(matrix, memory_limit), error=error.spectral)
 
@@ -183,13 +183,13 @@ def hessian_cost(
 
 @contextmanager
 def _planned(
-    net: nn.Module, loss: LossLike, data: Any, method: str, batchnorm: str, weight_decay: float = 0
+    net: nn.Module, loss: LossLike, data: Any, method: str, batchnorm: str, **options: Any
 ) -> "Iterator[HessianPlan]":
     """Choose the route for a net that is measured inside."""
     net = check_net(net, finite=False)
     with preserved(net, batchnorm=batchnorm):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
-        risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
+        risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, **options)
         yield HessianPlan.of(risk, method=method)
 
 
@@ -212,7 +212,7 @@ class HessianPlan:
         net, loss, linear, layers = risk.net, risk.loss, None, list[tuple[int, int]]()
         batches = list(risk.data)
         if loss.identity and all(b.is_pair and b.sample_weight is None for b in batches):
-            inputs = [batch.part(0, 1).pair[0] for batch in batches]
+            inputs = [batch.ends().inputs for batch in batches]
             if all(isinstance(x, Tensor) and x.dim() == 2 for x in inputs):
                 linear = _linear(net)
         if linear is None and method == "closed_form":
@@ -261,7 +261,7 @@ class HessianPlan:
     def cost(self) -> HessianCost:
         """Memory, and time within a factor of a few."""
         device, size, needed = self.risk.device, self.size, self.bytes
-        seconds = 8 * size**2 / _BANDWIDTH.get(device.type, 2e9)
+        seconds = 8 * size**2 / _BANDWIDTH.get(device.type, _BANDWIDTH["cpu"])
         if self.method == "layer_pairs":
             seconds += 4 * self.samples * size**2 / matmul_rate(device)
         elif self.method == "columns":

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -42,6 +43,7 @@ from resid_theory.losses import KnownWeighting, Loss, LossLike, reweighted
 from resid_theory.nested import map_tensors
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.net_state import NetState, copied
+from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import is_out_of_memory
 
 __all__ = ["EmpiricalRisk"]
@@ -81,7 +83,7 @@ class EmpiricalRisk:
         self.batchnorm = check_choice("batchnorm", batchnorm, ("eval", "batch"))
         self.weight_decay = check_positive("weight_decay", weight_decay) if weight_decay else 0.0
         self.notes: list[str] = []
-        self.seed, self.draws, self._looked, self._checks = seed, draws, False, True
+        self.seed, self.draws, self._looked = seed, draws, False
         self._format = torch.preserve_format
         self._reached, self.alone = set[str](), False
         self.found = Findings(weighting=KnownWeighting(self.loss))
@@ -154,6 +156,10 @@ class EmpiricalRisk:
         found = self.found.weighting
         return found.counts and not (found.sums and self.found.read_beside)
 
+    def measuring(self, *, weights: bool = True) -> AbstractContextManager[None]:
+        """Measure inside; the net is put back as it was given, weights if they may have changed."""
+        return preserved(self.net, batchnorm=self.batchnorm, state=self.state, weights=weights)
+
     def note(self, text: str) -> None:
         """Keep a remark on the matrix, once; none if it is empty."""
         if text and text not in self.notes:
@@ -181,14 +187,14 @@ class EmpiricalRisk:
             self.found.whole = self.loss.whole
             again = partial(self.of_batch, self.net, first.placed)
             check_repeatable("loss", self.net, again, self.note)
-        whole = self.found.whole
-        if whole and len(begun) == 1:
+        if whole := self.found.whole:
             begun += [batch for batch in [next(stream, None)] if batch]
-        if whole and len(begun) > 1:
-            raise ValueError(
-                f"{whole}, so the losses of batches do not make that of all samples; pass all "
-                'in one batch (x, y), or rt.Loss(loss, of="batch"), which takes batches as they are'
-            )
+            if len(begun) > 1:
+                raise ValueError(
+                    f"{whole}, so the losses of batches do not make that of all samples; pass all "
+                    'in one batch (x, y), or rt.Loss(loss, of="batch"), which takes batches as '
+                    "they are"
+                )
         yield from chain(begun, stream)
         self._checks = False
 
@@ -211,7 +217,7 @@ class EmpiricalRisk:
                 self.note(check_cuts(self.parameters, lambda: self.value(few)))
         if self.found.whole:
             self.keep_whole(self.found.whole)
-        if gains_from_channels_last(self.net, first.part(0, 2).pair[0]):
+        if gains_from_channels_last(self.net, first.ends().inputs):
             self._format = torch.channels_last
         if self._graph.needs_samples and self.reads_parameters:
             raise ValueError(
@@ -247,7 +253,7 @@ class EmpiricalRisk:
             if not batch.is_pair:
                 continue
             if (kinds := input_kinds(batch)) != self.found.kinds:
-                few = batch.part(0, 2)
+                few = batch.ends()
                 output = self.run(few)
                 check_output(self.loss, output, few.size)
                 self.found.kinds, self.found.output = kinds, output
@@ -289,7 +295,7 @@ class EmpiricalRisk:
             wide.loss.function = copied(self.loss.function).double()
         known = trainable_by_name(wide.net)
         wide.parameters = [known[name] for name in self.names]
-        few = batch.spread(2) if batch.is_pair else batch
+        few = batch.ends() if batch.is_pair else batch
         few = replace(few, content=few.placed, place=Place.of(wide.net))
         own = set(map(id, self.net.parameters()))
         if any(id(leaf) in own for leaf in leaves_of(wide.value(few))):
@@ -337,7 +343,7 @@ class EmpiricalRisk:
 
         graph = record_graph(build, weigh=weigh)
         if self._checks:
-            reached = zip(self.names, graph.reached, strict=True)
+            reached = zip(self.names, graph.reached, strict=False)  # of the loss itself nothing
             self._reached.update(name for name, gradient in reached if gradient)
         return graph
 
@@ -361,7 +367,7 @@ class EmpiricalRisk:
             if repeated is None:
                 return self.loss, weight, None
             # The first part has it already.
-            return Loss(lambda o, t: self.loss(o, t) - repeated, name=self.loss.name), weight, None
+            return Loss(lambda o, t: self.loss(o, t) - repeated), weight, None
         each = self.found.weighting.of_samples(fixed, target, part.size)
         loss = self.loss
         if part.sample_weight is not None:

@@ -96,10 +96,10 @@ def first_look(
     try:
         large = run_more()
     except (RuntimeError, MemoryError):  # a lack of memory; other errors have words of their own
-        if more.size <= 4:
+        less = more.spread(3)
+        if less.size == more.size:
             raise
-        more = more.spread(3)
-        few = more.ends()
+        more, few = less, less.ends()
         output = run(few)
         large = run_more()
     found.axes = SampleAxes.between(output, large, (few.size, more.size))
@@ -117,7 +117,7 @@ def first_look(
 
 def input_kinds(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:
     """Shapes and dtypes of the inputs of one sample."""
-    return [(t.shape[1:], t.dtype) for t in tensors_of(batch.part(0, 1).pair[0])]
+    return [(t.shape[1:], t.dtype) for t in tensors_of(batch.ends().inputs)]
 
 
 def check_output(loss: Loss, output: Any, samples: int) -> None:

@@ -21,7 +21,6 @@ from resid_theory.curvature.kronecker_operator import KroneckerBlock, KroneckerO
 from resid_theory.data import Batch
 from resid_theory.eigen.products import probe_vectors
 from resid_theory.losses import LossLike
-from resid_theory.runtime.preserve import deterministic, preserved
 
 __all__ = ["kfac"]
 
@@ -235,13 +234,13 @@ def kfac(
     try:
         risk = risk.widened()
     except Exception as error:
-        with preserved(own):
+        with risk.measuring():
             next(risk.first_pass())  # an error of the net's own precision, if there is one
         raise ValueError(
             f"net: K-FAC needs it in float64, to which it cannot be copied ({error})"
         ) from error
     total, reduce = 0.0, weight_sharing == "reduce"
-    with preserved(risk.net, state=risk.state), deterministic():
+    with risk.measuring():
         batches = risk.first_pass()
         first = next(batches)
         layers, not_covered = _cover(risk, first)

@@ -124,7 +124,8 @@ class KroneckerOperator(LinearOperator):
 
     def diagonal(self, *, budget: int = 256, generator: torch.Generator | int = 0) -> Diagonal:
         """The diagonal, exact without a product; arguments are those of any operator."""
-        ones = torch.ones(self.shape[0], 1, device=self.device)
+        size, _ = self.shape
+        ones = torch.ones(size, 1).to(self.device)
         found = self._apply(ones, lambda k, v: v * torch.outer(k.G.diagonal(), k.A.diagonal()))
         values = found.squeeze(1)
         zeros = torch.zeros_like(values)

@@ -11,7 +11,6 @@ from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.curvature.operator import CurvatureOperator
 from resid_theory.curvature.varied_net import VariedNet
-from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["LossAlong", "filter_directions", "loss_along"]
@@ -96,7 +95,7 @@ def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> L
     sizes = [p.numel() for p in risk.parameters]
     kept = [p.data for p in risk.parameters]
     losses = torch.empty(lines.shape[1], len(steps), dtype=torch.float64)
-    with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state):
+    with risk.measuring():
         try:
             for row, line in enumerate(lines.mT):
                 for column, t in enumerate(steps.tolist()):

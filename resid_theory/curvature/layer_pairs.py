@@ -14,6 +14,7 @@ samples for each pair of layers, instead of one Hessian-vector product for each 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -58,12 +59,12 @@ class _Layer:
 def _layers(risk: EmpiricalRisk, graph: LossGraph, samples: int) -> list[_Layer]:
     """The products of weights in a graph; none if they leave out a parameter."""
     sizes = [p.numel() for p in risk.parameters]
-    starts = dict(zip(risk.names, torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False))
+    starts = dict(zip(risk.names, accumulate(sizes, initial=0), strict=False))
     known, layers = dict(zip(risk.names, risk.parameters, strict=True)), []
     for use in graph.uses:
         if use.rows_shape[:2] != (1, samples) or use.entries is None:
             return []
-        x, places = use.input.detach()[0], [_Places(starts[use.name] + use.entries.mT)]
+        (x,), places = use.input.detach(), [_Places(starts[use.name] + use.entries.mT)]
         if use.bias in known:
             own = use.bias_entries(known[use.bias])
             if own is None:
@@ -77,11 +78,12 @@ def _layers(risk: EmpiricalRisk, graph: LossGraph, samples: int) -> list[_Layer]
 
 def layer_sizes(risk: EmpiricalRisk, batch: Batch) -> list[tuple[int, int]]:
     """Outputs and inputs (K) of every layer; none where a parameter is in no pair of layers."""
-    if not (risk.splits and batch.is_pair) or risk.reads_parameters or risk.found.whole:
+    if not risk.splits or risk.reads_parameters:
         return []
     risk, few = copy.copy(risk), batch.part(0, 3)
     risk.take_graphs(LossItself)
-    layers = _layers(risk, loss_graph(risk, few)[2], few.size)
+    *_, graph = loss_graph(risk, few)
+    layers = _layers(risk, graph, few.size)
     return [(layer.use.rows_shape[2], layer.input.shape[1]) for layer in layers]
 
 
@@ -108,13 +110,13 @@ def _slopes(made: Tensor, along: Tensor, at: Sequence[_Layer]) -> Iterator[tuple
         )  # fmt: skip
         for layer, slopes in zip(at, found, strict=True):
             if slopes is not None:
-                yield layer, layer.use.rows(slopes)[:, 0]
+                yield layer, layer.use.rows(slopes).squeeze(1)
 
 
 def _products(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
     """Sum over samples of left[a, m, p] right[m, b] x[m, q], (a, p, b, q)."""
     outer = (right[:, :, None] * x[:, None]).flatten(1)
-    found = left.movedim(1, 0).flatten(1).mT @ outer
+    found = left.mT.flatten(0, 1) @ outer
     return found.view(left.shape[0], left.shape[2], right.shape[1], x.shape[1])
 
 

@@ -70,11 +70,12 @@ class WeightUse:
 
     def bias_entries(self, bias: Tensor) -> Tensor | None:
         """Places in a parameter of what is added to each output; None if that is not one number."""
-        shapes = [made.shape for made in self.added._input_metadata]
-        numbers = torch.arange(1, self.weight.shape[-1] + 1).to(bias)
-        if len(shapes) != 1 or torch.Size(shapes[0]).numel() != len(numbers):
+        shape, *others = (made.shape for made in self.added._input_metadata)
+        *_, width = self.rows_shape
+        numbers = torch.arange(1, width + 1).to(bias)
+        if others or torch.Size(shape).numel() != len(numbers):
             return None
-        numbers = numbers.view(shapes[0])
+        numbers = numbers.view(shape)
         (found,) = torch.autograd.grad([GradientEdge(self.added, 0)], [bias], [numbers])
         return found.flatten().argsort()[-numbers.numel() :]
 
@@ -102,12 +103,14 @@ class WeightUse:
     @property
     def units(self) -> int:
         """Numbers at the output for each token, of all parts."""
-        return len(self.input) * self.weight.shape[-1]
+        parts, _, width = self.rows_shape
+        return parts * width
 
     @property
     def rows_shape(self) -> tuple[int, int, int]:
         """Parts, tokens and outputs of each."""
-        return self.input.shape[0], self.input.shape[1], self.weight.shape[-1]
+        parts, tokens, _ = self.input.shape
+        return parts, tokens, self.weight.shape[-1]
 
     def rows(self, output: Tensor) -> Tensor:
         """A tensor of the shape of the product as (parts, T, N); axes in front are left."""
@@ -191,13 +194,13 @@ class LossGraph:
                    if side is not None and side not in self._with_data]  # fmt: skip
         if len(weights) != 1:
             return
-        at = weights[0]
+        (at,) = weights
         leaves = [n for n in _all_nodes(sides[at]) if _is_leaf(n)]
         known = [self._parameters[id(n.variable)] for n in leaves
                  if id(n.variable) in self._parameters]  # fmt: skip
         if not known:
             return
-        parameter_name, parameter = known[0]
+        (parameter_name, parameter), *others = known
         if name not in _PRODUCTS:
             self._maps[node] = parameter_name
             return
@@ -218,7 +221,7 @@ class LossGraph:
         added = self._added(node)
         yield WeightUse(
             node=node, name=parameter_name, weight=weight,
-            parameter=parameter if len(known) == 1 else None,
+            parameter=None if others else parameter,
             input=x.reshape(1, -1, x.shape[-1]) if shared else x, turned=at == 0, shape=shape,
             bias=self._parameters[id(_through_views(added).variable)][0] if added else "",
             added=added,
@@ -247,7 +250,7 @@ class LossGraph:
         to_data: dict[Any, float] = {}
         for node in self._nodes:
             before = min((to_data[n] for n in _inputs_of(node)), default=far)
-            to_data[node] = cost[node] + (0 if node in self._sources else before)
+            to_data[node] = cost[node] + (node not in self._sources and before)
         to_loss = {self._root: 0.0}
         for node in reversed(self._nodes):
             behind = (to_loss[n] + cost[n] for n in self._readers[node])

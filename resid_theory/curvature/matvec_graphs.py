@@ -57,6 +57,8 @@ class MatvecGraph(ABC):
     needs_samples: ClassVar[bool] = False
     needs_likelihood: ClassVar[bool] = False
     is_random: ClassVar[bool] = False
+    weight: float
+    saved: int
 
     def __init__(
         self,
@@ -65,14 +67,14 @@ class MatvecGraph(ABC):
         loss: Loss,
         parameters: Sequence[Tensor],
         *,
-        seed: int = 0,
-        draws: int = 1,
-        first: int = 0,
-        axes: SampleAxes | None = None,
-        shares: Tensor | None = None,
+        seed: int,
+        draws: int,
+        first: int,
+        axes: SampleAxes | None,
+        shares: Tensor | None,
     ) -> None:
         self.parameters, self.seed, self.draws, self.first = parameters, seed, draws, first
-        self.axes, self.shares, self.saved, self.weight = axes, shares, 0, 1.0
+        self.axes, self.shares = axes, shares
         self.reached: list[bool] = []
         self.given: Sequence[Tensor] = []
         value, self.gradient = self._record(output, target, loss)
@@ -147,7 +149,6 @@ class LossItself(MatvecGraph):
 
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
         self.loss = check_scalar(loss(output, target))
-        self.reached = [False] * len(self.parameters)
         return self.loss, []
 
     def pull(self, *_args: Any) -> Sequence[Tensor]:
@@ -202,8 +203,7 @@ class GaussNewtonGraph(MatvecGraph):
         self.given = [value, *self._outputs]
         self._slopes, _ = _gradient_with_graph(value, self._points)
         # J^T u is linear in u: differentiated by u it gives J v, without forward mode.
-        slopes = [slope.detach() for slope in self._slopes]
-        gradient = _pull_back(self._outputs, self.parameters, slopes, False)
+        gradient = _pull_back(self._outputs, self.parameters, self._slopes, False)
         self._probes = [torch.zeros_like(point).requires_grad_() for point in self._points]
         self._transposed, through = _gradient_with_graph(
             self._outputs, self.parameters, self._probes
@@ -219,7 +219,7 @@ class GaussNewtonGraph(MatvecGraph):
         """Push the vectors forward to the outputs, multiply by C, pull them back."""
         used = [self._transposed[k] for k in columns]
         pushed = _pull_back(used, self._probes, vectors, batched)
-        lead = (len(vectors[0]),) if batched else ()
+        lead = (len(next(iter(vectors))),) if batched else ()
         moves = [m.expand(*lead, *p.shape) for m, p in zip(pushed, self._points, strict=True)]
         at = [self.parameters[k] for k in rows]
         curved = _pull_back(self._outputs, at, self._curve(moves, batched), batched)
@@ -227,7 +227,7 @@ class GaussNewtonGraph(MatvecGraph):
         if not any(part.requires_grad for part in direct):
             return curved
         beside = _pull_back(direct, at, vectors, batched)
-        return [a + b for a, b in zip(curved, beside, strict=True)]
+        return list(map(torch.add, curved, beside))
 
     def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
         """C times displacements of the outputs."""
@@ -241,7 +241,7 @@ def _near_one(vectors: Tensor) -> tuple[Tensor, list[float]]:
     scales = []
     for largest in torch.maximum(-low, high).tolist():  # one transfer: each waits for a GPU
         power = math.frexp(largest)[1] - 1
-        scales.append(2.0**power if largest > 0 and abs(power) > _NEAR else 1.0)
+        scales.append(2.0**power if abs(power) > _NEAR else 1.0)
     if set(scales) == {1.0}:
         return vectors, scales
     wide = vectors.double()

@@ -19,7 +19,6 @@ from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
 from resid_theory.losses import LossLike
 from resid_theory.runtime.net_entry import check_net
-from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes
 
 __all__ = ["spectrum"]
@@ -124,7 +123,7 @@ def spectrum(
     small = method == "dense" or method == "auto" and _fits(size, _SMALL, limit, risk.device)
     if plain and (small or method == "auto" and _fits(size, _MEDIUM, limit, risk.device)):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
-        with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state):
+        with risk.measuring():
             plan = HessianPlan.of(risk)
             cheap = small or plan.method != "columns"
             exact = plan.matrix(memory_limit=limit, progress=progress) if cheap else None

@@ -55,28 +55,29 @@ def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Da
 
 def _found(net: nn.Module, whole: Batch, wrt: str) -> Tensor:
     """The activations of a few samples."""
-    few = whole.spread(2)
-    found = [t for t in tensors_of(few.pair[0]) if t.is_floating_point()]
+    few = whole.ends()
+    found = [t for t in tensors_of(few.inputs) if t.is_floating_point()]
     needed = "one floating-point tensor with a row for each sample"
     if wrt == "inputs":
-        if len(found) != 1 or len(found[0]) != few.size:
+        if [len(tensor) for tensor in found] != [few.size]:
             raise ValueError(
                 f"data x: has {len(found)} floating-point tensors, needs {needed} for "
                 "wrt='inputs'; of tokens name the embedding, e.g. wrt='embedding'"
             )
-        return found[0]
+        (x,) = found
+        return x
     outputs: list[Any] = []
     hook = net.get_submodule(wrt).register_forward_hook(lambda m, a, o: outputs.append(o))
     try:
         with preserved(net), torch.no_grad():
-            call_net(net, few.pair[0])
+            call_net(net, few.inputs)
     finally:
         hook.remove()
     if len(outputs) != 1:
         raise ValueError(
             f"wrt: module {wrt!r} runs {len(outputs)} times in a pass, needs one that runs once"
         )
-    output = outputs[0]
+    (output,) = outputs
     if not (isinstance(output, Tensor) and output.is_floating_point() and output.dim()) or (
         len(output) != few.size
     ):

@@ -28,7 +28,6 @@ from resid_theory.curvature.zero_pass import ZeroPass
 from resid_theory.data import Batch
 from resid_theory.eigen.products import probe_vectors
 from resid_theory.losses import LossLike
-from resid_theory.runtime.preserve import preserved
 from resid_theory.theory.zero_weights.transformer_point import (
     Branch,
     TransformerPoint,
@@ -41,7 +40,7 @@ __all__ = ["zero_point_of_net"]
 # square, which must stay below round-off, or zero singular values of B are counted, also where a
 # norm of queries (eps 1e-6) makes it 1e3 times larger.
 _STEP = 1e-12
-_KINK = 1e-3  # change of slopes across zero
+_KINK = 1e-3  # change of slopes across zero, as changes of the order of one show it
 _SAME = 1e-9  # relative difference of numbers that are equal but for round-off
 _WHOLE = 5000  # entries of biases whose Hessian is taken as a whole
 _NORMED = 20.0  # gain of a branch's last step that only a norm at zero has
@@ -91,7 +90,7 @@ def zero_point_of_net(
     """
     given = EmpiricalRisk(net, loss, data)
     given.data = given.data.held()
-    with preserved(given.net, state=given.state):
+    with given.measuring():
         wide = given.in_float64(next(iter(given.data)))
     own = dict(wide.net.named_parameters())
     for parameter in own.values():
@@ -111,7 +110,7 @@ def zero_point_of_net(
 @contextmanager
 def _graphs_of(risk: EmpiricalRisk) -> Iterator[EmpiricalRisk]:
     risk.take_graphs(LossItself)
-    with preserved(risk.net, state=risk.state):
+    with risk.measuring():
         yield risk
 
 
@@ -162,11 +161,12 @@ def _shift_hessian(A: CurvatureOperator) -> tuple[Tensor, int]:
     sizes = [p.numel() for p in A.risk.parameters]
     size, count = sum(sizes), len(sizes)
     probe = probe_vectors(1, size)
-    if len(set(sizes)) == 1:
-        rows = torch.eye(sizes[0], size)
+    width, *others = set(sizes)
+    if not others:
+        rows = torch.eye(width, size)
         found = (A @ torch.cat([rows, probe]).mT).mT.cpu()
         rows, tried = found[:-1], found[-1].view(count, -1)
-        M = rows[:, : sizes[0]]
+        M = rows[:, :width]
         off = (
             (rows - M.repeat(1, count)).abs().max(),
             (tried - M @ probe.view(count, -1).sum(0)).abs().max(),
@@ -185,7 +185,7 @@ class _Measurement:
     """The zero point of a net whose branches are at zero."""
 
     def __init__(self, risk: EmpiricalRisk, names: Sequence[str], batches: Sequence[Batch]) -> None:
-        self._risk, self._names, self._batches = risk, names, batches
+        self._risk, self._names, self._batches, (self._first, *_) = risk, names, batches, batches
         self._own = dict(risk.net.named_parameters())
         self._notes: list[str] = []
 
@@ -231,14 +231,12 @@ class _Measurement:
             use = zero.uses[number]
             drawn = torch.randn(*use.rows_shape, generator=draws, dtype=torch.float64)
             moves[number] = drawn.to(use.input)
-        at, around = zero.push(moves), pushed(self._both_sides(self._batches[0]), moves)
-        top = max((float(move.abs().max()) for move in moves.values()), default=0.0)
-        return any(float((v - at.get(n, 0.0)).abs().max()) > _KINK * top
-                   for n, v in around.items())  # fmt: skip
+        at, around = zero.push(moves), pushed(self._both_sides(self._first), moves)
+        return any(float((v - at.get(n, 0.0)).abs().max()) > _KINK for n, v in around.items())
 
     def point(self) -> TransformerPoint:
         """The prediction from what is measured."""
-        zero = self._at_zero(self._batches[0])
+        zero = self._at_zero(self._first)
         exact = not self._has_kink(zero)
         if not exact:
             self._notes.append(

@@ -281,4 +281,4 @@ def reweighted(loss: Loss, axes: SampleAxes, weights: Tensor, *, sums: bool) -> 
         total = (factors * own).sum()
         return total if sums else total / factors.sum()
 
-    return Loss(value, name=loss.name, likelihood=loss.likelihood)
+    return Loss(value, likelihood=loss.likelihood)
