@@ -837,7 +837,8 @@ def test_outputs_that_all_samples_share(generator):
     reads = Loss(lambda o, t: (o[0] * o[1] - t).square().mean())
     leaves = Loss(lambda o, t: (o[0] - t).square().mean())
     axes = SampleAxes.first((z, scale), SAMPLES)
-    assert SampleAxes.first((z[:1], scale[0]), 1).axes == ((0, 1), None)
+    one = SampleAxes.first((z[:1], scale[0]), 1)
+    assert one == SampleAxes(((0, 1), None), (False, False))
     Weighting(reads, axes).learn((z, scale), target, SAMPLES)  # a constant
     scale.requires_grad_(), z.requires_grad_()
     Weighting(leaves, axes).learn((z, scale), target, SAMPLES)
@@ -872,6 +873,9 @@ def test_outputs_without_an_axis_of_samples_have_none():
     alike, same = (torch.ones(4, 3), torch.ones(10, 3)), torch.ones(3)
     found = SampleAxes.between(*((each, same) for each in alike), (2, 5))
     assert found == SampleAxes(((0, 2), None), (False, False))
+    more = torch.tensor([0.0, 2, 5, 0, 7, 8])  # three samples of two entries, the first one last
+    for few, count in ((torch.tensor([0.0, 1, 0, 2]), 2), (torch.tensor([0.0, 2]), 1)):
+        assert SampleAxes.between(few, more, (count, 3)) == SampleAxes(((0, 2),), (False,))
     with pytest.raises(ValueError, match="no axis of the outputs"):
         Weighting(Loss(lambda o, t: o), None).learn(torch.ones(()), LABELS, 5)
 

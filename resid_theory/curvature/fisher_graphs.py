@@ -139,7 +139,7 @@ class FisherGraph(SampledGraph):
         axis, shape = self._predictions.axis, self._predictions.shape
         for root in self._predictions.roots():
             root = self._weights.sqrt() * root
-            for place in torch.eye(shape[1:].numel(), dtype=root.dtype, device=root.device):
+            for place in torch.eye(shape[1:].numel()).to(root):
                 chosen = place.view(shape[1:]).expand(shape)
                 yield [root * (chosen if axis is None else chosen.unsqueeze(axis))]
 

@@ -280,6 +280,6 @@ def _add(layers: Sequence[_FactoredLayer], graph: Any, reduce: bool) -> float:
         )
         for layer, gradient in zip(layers, gradients, strict=True):
             g = layer.at_places(gradient)
-            g = (g.sum(1) if reduce else g.flatten(0, 1)) * graph.weight**0.5
-            layer.G = layer.G + g.mT @ g
+            g = g.sum(1) if reduce else g.flatten(0, 1)
+            layer.G = layer.G + graph.weight * (g.mT @ g)
     return float(shares.sum())

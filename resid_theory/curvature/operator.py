@@ -146,9 +146,10 @@ class CurvatureOperator(CurvatureBlock):
 
     def __init__(self, sums: BatchSum, process_group: ProcessGroup, dtype: torch.dtype) -> None:
         risk, total = sums.risk, sums.total
-        counts = process_group.add(total.new_tensor([sums.samples, sums.weight])).tolist()
-        weight, every = 1.0 if risk.sums else counts[1], range(len(risk.parameters))
-        if weight == 0.0:
+        counts = process_group.add(total.new_tensor([sums.samples, sums.weight]))
+        samples, weight = counts.tolist()
+        weight, every = 1.0 if risk.sums else weight, range(len(risk.parameters))
+        if not weight:
             raise ValueError(
                 "loss: is not a number on these data: no label counts, or the loss is not finite"
             )
@@ -162,7 +163,7 @@ class CurvatureOperator(CurvatureBlock):
                 "and targets"
             )
         point, decay = risk.point, risk.weight_decay
-        self.risk, self.samples = risk, int(counts[0])
+        self.risk, self.samples = risk, int(samples)
         self.matrix, self.names = risk.matrix, list(risk.names)
         self.memory_limit, self.processes = sums.limit, process_group.count
         self.loss = float(mean[0]) + decay / 2 * float(point @ point)

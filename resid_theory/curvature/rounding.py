@@ -78,7 +78,7 @@ def measured_error(risk: EmpiricalRisk, batch: Batch, samples: int, few: int) ->
 def asymmetry(graph: MatvecGraph, vectors: Tensor, products: Tensor) -> float:
     """Largest |u A v - v A u| over some vectors, as rows; 0 if it is within round-off."""
     forms = vectors @ products.mT
-    gap = float((forms - forms.mT).abs().max())
+    gap = float((forms - forms.mT).max())
     norms = vectors.norm(dim=1) * products.norm(dim=1)
     # Either side is of the order of the matrix's Frobenius norm, as this scale is. Round-off stays
     # far below the fourth root of the precision, a wrong derivative far above.

@@ -29,8 +29,8 @@ class SampleAxes:
     @staticmethod
     def first(content: Any, samples: int) -> "SampleAxes":
         """The first axis of every tensor that has that many entries along it."""
-        lengths = [len(t) if t.dim() else -1 for t in tensors_of(content)]
-        axes = tuple((0, 1) if length == samples else None for length in lengths)
+        starts = (tensor.shape[:1] for tensor in tensors_of(content))
+        axes = tuple((0, 1) if start == (samples,) else None for start in starts)
         return SampleAxes(axes, (False,) * len(axes))
 
     @staticmethod
