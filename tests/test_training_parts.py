@@ -53,6 +53,14 @@ def test_metrics_reach_the_disk_before_the_checkpoint_that_counts_them(tmp_path,
     assert folder.rewind(folder.load()[1]) == [{"step": 3, "loss": 0.5}, {"step": 4}]
 
 
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_what_a_thread_writes_is_a_copy(cuda, place):
+    given = torch.arange(3, dtype=torch.int32, device=place)
+    copy = checkpoint._pinned(given)
+    given.zero_()
+    assert (copy.device.type, copy.dtype, copy.tolist()) == ("cpu", torch.int32, [0, 1, 2])
+
+
 def test_metrics_that_cannot_be_written_say_all(tmp_path):
     folder = checkpoint.Folder(tmp_path / "gone")
     with pytest.raises(OSError) as caught:
@@ -468,10 +476,11 @@ class Recorded:
         return torch.tensor([next(self.losses)], dtype=torch.float64)
 
 
+@pytest.mark.parametrize("loss", [4.0, -4.0])
 @pytest.mark.parametrize(("gap", "taken"), [(0.9e-5, True), (1.1e-5, False), (float("nan"), False)])
-def test_replays_are_to_have_the_losses_of_steps(cuda, gap, taken):
+def test_replays_are_to_have_the_losses_of_steps(cuda, gap, taken, loss):
     # The pretended graph executes the step once more, and then repeats that last loss.
-    made = Recorded([4.0, 4.0, 4.0, 4.0 * (1 + gap)])
+    made = Recorded([loss, loss, loss, loss * (1 + gap)])
     before = made.group.nets[0].weight.clone()
     assert made.graphs.replay(5, 32, 9) == taken
     assert made.calls == [(5, 32), (6, 32), (7, 32), (5, 32)]

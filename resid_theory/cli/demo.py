@@ -62,8 +62,8 @@ def _tables(runs: Mapping[str, Sequence[PredictionCheck]]) -> None:
 
     say("Exact Hessians of linear nets on whitened digits, predicted and measured", style="bold")
     for net, found in runs.items():
-        bound = found[0].bound
-        known = "" if bound is None else f"; a-priori bound on max/min: {bound:.3f}"
+        first, *_ = found
+        known = "" if first.bound is None else f"; a-priori bound on max/min: {first.bound:.3f}"
         table = Table(title=net + known, title_justify="left", box=None, pad_edge=False)
         for column in ("layers", "P", "", *_COLUMNS, "distance"):
             table.add_column(column, justify="left" if column == "" else "right")

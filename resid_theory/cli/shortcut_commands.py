@@ -180,7 +180,7 @@ def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
     """Summary of a list of runs: each one, their mean and their spread."""
 
     def over(reduce: Any, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-        return {key: reduce([row[key] for row in rows]) for key in rows[0]}
+        return {key: reduce([row[key] for row in rows]) for key in next(iter(rows))}
 
     first, *_ = runs
     measured = [numbers(run.measured) for run in runs]

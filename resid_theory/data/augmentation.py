@@ -87,7 +87,7 @@ def augment(pixels: Tensor, crops: Crops, *, pad: int = 4, padding: str = "zeros
     else:  # F.pad cannot reflect bytes
         places = (torch.arange(-pad, s + pad, device=pixels.device) for s in pixels.shape[2:])
         rows, columns = (
-            torch.where(at.abs() >= s, 2 * (s - 1) - at.abs(), at.abs())
+            torch.where(at >= s, 2 * (s - 1) - at, at.abs())
             for at, s in zip(places, pixels.shape[2:], strict=True)
         )
         padded = pixels[:, :, rows][..., columns]

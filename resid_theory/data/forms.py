@@ -213,5 +213,6 @@ def _nest(argument: str, value: Any, size: int | None = None) -> Any:
 
 
 def _shape(content: Any) -> Any:
-    shapes = [tuple(tensor.shape) for tensor in tensors_of(content)]
-    return shapes[0] if isinstance(content, torch.Tensor) else shapes
+    if isinstance(content, Tensor):
+        return tuple(content.shape)
+    return [tuple(tensor.shape) for tensor in tensors_of(content)]

@@ -59,8 +59,9 @@ def coupling(axes: SampleAxes | None, few: Any, more: Any) -> str:
 def check_numbers(output: Any) -> Tensor:
     """The first floating-point tensor of an output; a ValueError if all of them are empty."""
     floating = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
-    if any(tensor.numel() for tensor in floating):
-        return floating[0]
+    for tensor in floating:
+        if tensor.numel():
+            return tensor
     shapes = ", ".join(f"of shape {tuple(tensor.shape)}" for tensor in floating)
     raise ValueError(
         f"net: gives {type(output).__name__} {shapes or 'without floating-point tensors'}, "

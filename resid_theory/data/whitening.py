@@ -56,7 +56,8 @@ def load_whitened(
         True
     """
     chosen = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))]
-    parts = [chosen.load("train", samples, progress)]
+    train = chosen.load("train", samples, progress)
+    parts = [train]
     if name == "digits":  # too few to hold back a test set
         parts.append(chosen.load("test", None, progress))
     available = sum(map(len, parts))
@@ -64,7 +65,7 @@ def load_whitened(
     if count > available:
         raise ValueError(f"samples: got {count}, {name} has {available} images")
     pixels = torch.cat([part.pixels for part in parts])[:count].flatten(1)
-    pixels = pixels.to(torch.float64).div_(parts[0].brightest)
+    pixels = pixels.to(torch.float64).div_(train.brightest)
     labels = torch.cat([part.labels for part in parts])[:count]
     x, _ = whiten(pixels, components, rank=rank)
     return Regression(x=x, y=one_hot(labels, len(chosen.classes)))

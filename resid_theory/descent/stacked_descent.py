@@ -134,7 +134,7 @@ class _DescentRun:
 
     def __init__(self, weights: Tensor, rates: Tensor, limit: float | None) -> None:
         self.weights, self.rates, self.limit = weights, rates, limit
-        self.all_weights, self.all_rates = weights.clone(), rates
+        self.all_weights, self.all_rates = torch.empty_like(weights), rates
         rows = weights.shape[1]
         self.active = torch.arange(rows, device=weights.device)
         self.diverged_at = torch.full((rows,), -1, device=weights.device)

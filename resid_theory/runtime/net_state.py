@@ -72,7 +72,7 @@ class NetState:
         self._kinds = {name: _kind(tensor) for name, tensor in self._tensors.items()}
         with torch.no_grad():
             held = {id(tensor): tensor for tensor in self._tensors.values()}
-            self._copies = {key: tensor.detach().clone() for key, tensor in held.items()}
+            self._copies = {key: tensor.clone() for key, tensor in held.items()}
         self.attributes = NetAttributes(net)
 
     def change(self) -> str:
@@ -118,7 +118,7 @@ class NetState:
             if not self._same([tensor]):
                 copy = self._copies[id(tensor)]
                 if (tensor.shape, tensor.dtype) != (copy.shape, copy.dtype):
-                    tensor.data = copy.clone()
+                    tensor.data = torch.empty_like(copy)
                 with torch.no_grad():
                     tensor.copy_(copy)
 
@@ -189,8 +189,7 @@ def _in_words(kind: tuple[Any, ...]) -> str:
 
 def _bits(*tensors: Tensor) -> list[Tensor]:
     """Memory of tensors of one shape as integers, in which nan is equal to itself."""
-    plain = [tensor.detach() for tensor in tensors]
-    plain = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in plain]
+    plain = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
     if not plain[0].is_floating_point():
         return plain
     size = plain[0].element_size()

@@ -107,11 +107,11 @@ def preserved(
     """
     check_choice("batchnorm", batchnorm, ("eval", "batch"))
     state = NetState(net) if state is None else state
-    devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
+    devices = {p.device for p in net.parameters() if p.device.type == "cuda"}
     # The RNG moves even in eval mode when a model draws noise; fork_rng puts it back.
     # Gradients are on inside, wherever the caller stands: without them every derivative is zero.
     with (
-        torch.random.fork_rng(devices=sorted(index or 0 for index in devices)),
+        torch.random.fork_rng(devices=devices),
         torch.inference_mode(False),
         torch.enable_grad(),
         deterministic(),

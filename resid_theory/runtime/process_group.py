@@ -115,14 +115,15 @@ class ProcessGroup:
         """Refuse weights or settings that differ between processes, by their checksums."""
         if self._group is None:
             return
+        first, *_ = tensors
         contents = [*map(_content, tensors), settings.encode()]
         # Equal numbers have no spread at all, not even where their squares pass 2^63.
-        own = torch.tensor(list(map(zlib.crc32, contents)), device=tensors[0].device)
+        own = torch.tensor(list(map(zlib.crc32, contents)), device=first.device)
         sums = self.add(torch.stack([own, own.square()]))
         apart = (self.count * sums[1] != sums[0].square()).tolist()
         if any(apart):
-            first = apart.index(True)
-            what = f"parameter {first}" if first < len(tensors) else "the arguments"
+            place = apart.index(True)
+            what = f"parameter {place}" if place < len(tensors) else "the arguments"
             raise ValueError(
                 f"net: {what} differs between ranks, needs the same net and arguments everywhere: "
                 "load one checkpoint, or broadcast the parameters from rank 0"

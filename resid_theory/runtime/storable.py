@@ -66,7 +66,7 @@ def encoded(value: Any, where: str, tensor: Callable[[Tensor], Any]) -> Any:
         content = each({name: getattr(value, name) for name in names})
         return {"kind": _kind(type(value)), "fields": content}
     if isinstance(value, Tensor):
-        return tensor(value.detach().cpu())
+        return tensor(value.cpu())
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}

@@ -56,6 +56,7 @@ class Watch:
         """Keep the losses of the step at a place in its epoch."""
         self._epoch[:, place] = losses.double()[:, None]
 
+    @torch.no_grad()
     def settle(self, step: int, batches: Sequence[StepBatch] = ()) -> None:
         """Check the losses up to a step, and the weights; a GPU is waited for.
 
@@ -74,7 +75,7 @@ class Watch:
         # An infinite weight may be hidden from every loss, by tanh or ReLU, and a bad gradient is
         # not yet in its weight.
         parameters = [(n, p) for n, p in self._group.parameters.items() if p.numel()]
-        watched = [("parameter", name, p.detach()) for name, p in parameters]
+        watched: list[tuple[str, str, Tensor]] = [("parameter", n, p) for n, p in parameters]
         watched += [
             ("gradient of", n, p.grad) for n, p in parameters if batches and p.grad is not None
         ]

@@ -230,7 +230,7 @@ class Session:
 
     def _gradients(self, batches: list[StepBatch]) -> tuple[Tensor, Tensor]:
         """Loss and gradient; where memory is short, halve the batch until it fits, and say so."""
-        given = fits = len(next(tensors_of(batches[0])))
+        given = fits = len(next(tensors_of(batches)))
         lack = ""
         while fits:
             some = [rows_of(b, slice(fits), given) for b in batches] if lack else batches

@@ -80,13 +80,14 @@ class Measurements:
         shown = {"lr": recipe.rate(step - 1, self._epochs.steps), "loss": loss / data.total}
         return {**shown, "error": wrong / data.labels} if data.labels else shown
 
+    @torch.no_grad()
     def _penalties(self) -> list[float]:
         """½λ‖θ‖² of each net, as the optimizer decays it."""
         groups = self._optimizer.param_groups
         decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
         parameters, totals = self._group.parameters, [0.0] * len(self._group.nets)
         real = (torch.view_as_real(p) if p.is_complex() else p for p in parameters.values())
-        squares = torch.stack([p.detach().double().square().sum() for p in real]).tolist()
+        squares = torch.stack([p.double().square().sum() for p in real]).tolist()
         for (name, parameter), square in zip(parameters.items(), squares, strict=True):
             totals[int(name.partition(".")[0])] += 0.5 * decay[id(parameter)] * square
         return totals

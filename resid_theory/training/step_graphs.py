@@ -59,7 +59,8 @@ class StepGraphs:
         Returns:
             Whether it was taken.
         """
-        if not isinstance(self._optimizer.param_groups[0]["lr"], Tensor):
+        group, *_ = self._optimizer.param_groups
+        if not isinstance(group["lr"], Tensor):
             self.fault = "needs parameters in float32 and dense gradients"
         self._place.fill_(place)
         if samples not in self._replays and self.fault is None:
