@@ -68,7 +68,7 @@ def test_moments_of_moments_are_themselves(samples):
     assert given.to("cpu") is given
 
 
-@pytest.mark.parametrize(("gap", "whitened"), [(0.9e-8, True), (1.1e-8, False)])
+@pytest.mark.parametrize(("gap", "whitened"), [(0.9e-8, True), (1.1e-8, False), (-1.1e-8, False)])
 @pytest.mark.parametrize("beside", [0, 1], ids=["variance", "covariance"])
 def test_whitened(gap, whitened, beside):
     eye = torch.eye(3)
