@@ -189,8 +189,8 @@ class Named(nn.Module):
         super().__init__()
         self.layer = nn.Linear(3, 3)
 
-    def forward(self, x):
-        return x + self.layer(input=x)
+    def forward(self, x_):
+        return x_ + self.layer(input=x_)
 
 
 def test_layers_are_linear_maps_with_weights_however_they_are_called():

@@ -156,7 +156,7 @@ def _check_no_view_is_written(module: fx.GraphModule, inner: bool) -> None:
         writes = _writes(module, node)
         views = word.partition(".")[0].rstrip("_") in _VIEWS and node.all_input_nodes
         of[node] = of[node.all_input_nodes[0]] if writes or views else node
-        named = word.endswith("_") and not node.args
+        named = node.op == "call_function" and word.endswith("_") and not node.args
         if named or node.kwargs.get("out") is not None:
             raise ValueError(f"{node.name} writes in place into memory that it is given by name")
         if not writes:
