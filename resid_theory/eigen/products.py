@@ -88,7 +88,6 @@ class MatrixProducts(ABC):
         """
         given = self._vectors(vectors).detach()
         columns = given.to(self.device)
-        columns = columns if columns.is_floating_point() else columns.double()
         columns = columns.unsqueeze(1) if columns.dim() == 1 else columns
         return self._product(columns).to(self.dtype).view(self.shape[0], *given.shape[1:])
 

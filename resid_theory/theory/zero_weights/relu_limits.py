@@ -46,9 +46,9 @@ def _by_side(z: Tensor, left: float, right: float) -> Tensor:
 
 def _first_outputs(local: LossAtZero, net: Architecture, kink: Any) -> list[Tensor]:
     """Samples behind every block's first matrix and its bias, in float64."""
-    weights = [w.detach().to(local.features) for w in kink.layers()[:: net.n]]
+    weights = [w.to(local.features) for w in kink.layers()[:: net.n]]
     if kink.bias is not None:
-        columns = kink.bias.detach().to(local.features).unsqueeze(-1)
+        columns = kink.bias.to(local.features).unsqueeze(-1)
         weights = [torch.cat(pair, dim=1) for pair in zip(weights, columns, strict=True)]
     return [local.features @ weight.mT for weight in weights]
 
@@ -58,7 +58,7 @@ def own_correlations(local: LossAtZero, net: Architecture, kink: Any) -> Tensor:
     own, seconds = [], kink.layers()[1::2]
     for z, second in zip(_first_outputs(local, net, kink), seconds, strict=True):
         inner = _by_side(z, net.mid.left, net.mid.right)
-        written = (inner * z) @ second.detach().to(z).mT
+        written = (inner * z) @ second.to(z).mT
         outer = _by_side(written, net.post.left, net.post.right)
         weighted = (outer * local.gradients).unsqueeze(2) * local.features.unsqueeze(1)
         own.append((inner.mT @ weighted.flatten(1) / len(z)).view(-1, *local.correlation.shape))

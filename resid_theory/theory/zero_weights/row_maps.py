@@ -71,7 +71,7 @@ class RowMaps:
         skip, _ = single_stream(*layout.coefficients())
         stream = [x]
         for block, share in enumerate(skip.tolist()):
-            stream.append(self(share * stream[-1], block).detach())
+            stream.append(self(share * stream[-1], block))
         return stream
 
     def back(self, stream: list[Tensor], gradients: Tensor, layout: Layout) -> list[Tensor]:
