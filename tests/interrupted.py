@@ -1,10 +1,14 @@
 """Trainings and other calls in processes that are killed at random moments and started again."""
 
 import multiprocessing
+import os
+import sys
 import tempfile
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -75,13 +79,19 @@ def left_by_training(folder):
 
 
 def server():
-    """Processes that have imported what is slow to import, so that a kill meets the call."""
+    """Processes that have imported what is slow to import, so that a kill meets the call.
+
+    One server for all tests of a process, whichever asks first: the library would start another.
+    """
     context = multiprocessing.get_context("forkserver")
-    # torch.optim imports torch._dynamo when it is first used.
+    # torch.optim imports torch._dynamo when it is first used; test_sweep has tasks of workers.
     context.set_forkserver_preload(
         ["torch._dynamo", "sklearn.datasets", "pandas", "resid_theory.training"]
-        + ["resid_theory.sweep", "resid_theory.curvature"]
+        + ["resid_theory.sweep", "resid_theory.curvature", "test_sweep"]
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
     return context
 
 

@@ -1,8 +1,8 @@
 """A measurement leaves no trace: whatever happens inside, the model comes out as it went in."""
 
-import multiprocessing
 import operator
 
+import interrupted
 import pytest
 import torch
 from torch import nn
@@ -210,9 +210,7 @@ def check_precision(setting):
 @pytest.fixture(scope="module")
 def fresh():
     """Processes that have set nothing yet: some settings cannot be taken back."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch"])
-    with context.Pool(1, maxtasksperchild=1) as pool:
+    with interrupted.server().Pool(1, maxtasksperchild=1) as pool:
         yield pool
 
 

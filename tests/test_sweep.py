@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import interrupted
 import numpy as np
 import pytest
 import torch
@@ -76,6 +77,8 @@ def starts(grid):
 
 
 def run(grid, out, executor="serial", **keywords):
+    if executor == "process" and FORKS:
+        interrupted.server()
     return rt.run_sweep(grid, out, executor=executor, **{"progress": False, **keywords})
 
 
@@ -625,8 +628,7 @@ def test_a_cell_that_always_kills_is_listed(trial, tmp_path):
 def test_a_killed_driver_goes_on(trial, tmp_path):
     """Its workers end with it, and what was done is not done again."""
     grid = {**trial, "seconds": 0.1, "seed": list(range(12))}
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_drive, args=(grid, str(tmp_path / "out")))
+    process = interrupted.server().Process(target=_drive, args=(grid, str(tmp_path / "out")))
     process.start()
     while len(list((tmp_path / "out" / "cells").glob("*/result.json"))) < 3:
         assert process.is_alive()

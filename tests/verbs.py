@@ -8,7 +8,7 @@ from operator import attrgetter
 import pytest
 
 import resid_theory as rt
-from resid_theory import cli, plots
+from resid_theory import cli
 
 
 def printed(capsys, *words):
@@ -20,7 +20,7 @@ def printed(capsys, *words):
 def drawn(monkeypatch):
     """A list of the figures that verbs write from now on, which are drawn but not encoded."""
     figures = []
-    monkeypatch.setattr(plots, "png", lambda figure: figures.append(figure) or b"\x89PNG")
+    monkeypatch.setattr(rt.plots, "png", lambda figure: figures.append(figure) or b"\x89PNG")
     return figures
 
 
