@@ -247,6 +247,14 @@ def test_equal_nets_have_no_gap_whatever_they_draw_and_train():
     assert gap.gradients is None and gap.largest == 0
 
 
+def test_frozen_parameters_of_one_net_alone_do_not_matter():
+    net = nn.Linear(WIDTH, WIDTH)
+    other, settings = copy.deepcopy(net), {"steps": 2, "optimizer": torch.optim.Adam}
+    net.more = nn.Parameter(torch.ones(2), requires_grad=False)
+    for pair in ((net, other), (other, net)):
+        assert rt.check_equivalence(*pair, torch.randn(4, WIDTH), **settings).largest == 0
+
+
 def test_the_largest_of_a_gap():
     gap = Gap(outputs=1.0, input_gradient=2.0, gradients=None, steps=torch.tensor([0.5, 3.0]))
     assert gap.largest == 3.0

@@ -54,8 +54,8 @@ class Gap(Result):
             are integers.
         gradients: The same for the gradients of parameters; None when the parameters do not
             correspond one to one, as in a folded net.
-        steps: Largest difference of effective weights over the largest weight of the first net,
-            after each step of training, (steps,), float64.
+        steps: Largest difference of trained weights, effective ones, over the largest of the first
+            net's, after each step of training, (steps,), float64.
         by_output: ``outputs`` of each leaf of the output, by its name: ``logits``, ``past[0]``, or
             ``""`` if the output is a tensor. Infinite where leaves other than numbers differ.
         by_parameter: ``gradients`` of each parameter, by its name in the plain net.
@@ -371,10 +371,10 @@ def _train(
         weights = []
         for net in nets:  # effective ones: V with the identity added
             masks: dict[Tensor, Tensor] = dict(shifted(net))
-            named = _parameters(net).items()
+            named = _trainable(net).items()
             weights.append({name: p.detach() + masks.get(p, 0) for name, p in named})
         # By name: the two nets may list them in another order.
         apart = _Differences()
-        apart.add(*({"": torch.cat([w[n].flatten() for n in weights[0]])} for w in weights))
+        apart.add(*({"": torch.cat([w[n].flatten() for n in sorted(w)])} for w in weights))
         drift.append(apart.relative()[""])
     return drift
