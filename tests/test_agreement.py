@@ -273,7 +273,8 @@ def test_relu_along_a_direction_two_layers(position, hidden, loss, generator):
 
 
 BENT = {"relu": "relu", "silu": "silu", "elu": "elu", "selu": F.selu, "square": torch.square,
-        "split": lambda z: torch.where(z > 0, 2 * z, -0.5 * z)}  # fmt: skip
+        "split": lambda z: torch.where(z > 0, 2 * z, -0.5 * z),
+        "curved": lambda z: torch.where(z > 0, z + z**2, z - 3 * z**2)}  # fmt: skip
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -297,7 +298,13 @@ def test_activations_along_a_direction_one_layer(post, bias, loss, generator):
 
 @pytest.mark.parametrize(
     ("post", "loss"),
-    [("relu", "square"), ("split", "cross_entropy"), ("elu", "square"), ("selu", "square")],
+    [
+        ("relu", "square"),
+        ("split", "cross_entropy"),
+        ("elu", "square"),
+        ("selu", "square"),
+        ("curved", "square"),
+    ],
 )
 def test_mean_over_directions_is_the_mean(post, loss):
     # The mean over M draws has standard error s/sqrt(M) entry by entry; four of them, two-sided.

@@ -1,7 +1,9 @@
 """Constructed nets: the lemmas, the bounds of the theorem, and the effect of rounding."""
 
 import math
+from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from tolerances import EPS
@@ -66,27 +68,32 @@ def test_one_unit_moves_one_column(generator, direction, width):
 def test_norms_of_lemma_1(generator):
     """sqrt(2 step) / distance to the nearest column at most, as equation (14) has it."""
     a, target = sphere(generator, 9, 5), sphere(generator, 1, 5)[0]
+    a[3] = unit(*(a[2] + 0.1 * a[4]))  # the nearest
     w1, _, _ = rt.theory.move_column(a, 2, target)
     nearest = min(float((a[2] - a[j]).norm()) for j in range(9) if j != 2)
     step = float((target - a[2]).norm())
     assert w1.norm() == pytest.approx(math.sqrt(2 * step) / nearest, rel=1e-12)
 
 
-@pytest.mark.parametrize("width", [3, 6])
-def test_the_widest_margin_is_the_distance_from_the_hull(generator, width):
-    a = sphere(generator, 12, width)
-    looking = widest_margin(a[0], a[1:])
-    gap = float(((a[0] - a[1:]) @ looking).min())
-    own = float(((a[0] - a[1:]) @ a[0]).min())
-    assert gap >= own
-    # Weak duality: no point of the hull is nearer than the gap; the nearest one found attains it.
-    weights = torch.rand(2000, 11, generator=generator, dtype=torch.float64).log().abs()
-    weights = weights / weights.sum(1, keepdim=True)
-    assert (a[0] - weights @ a[1:]).norm(dim=1).min() >= gap
-    assert any(
-        float(((a[0] - a[1:]) @ (d / d.norm())).min()) <= gap * (1 + 1e-9)
-        for d in looking + 0.01 * sphere(generator, 50, width)
-    )
+def nearest_in_hull(points):
+    """Point of a convex hull in three dimensions nearest to the origin, by all of its faces."""
+    found = []
+    for count in (1, 2, 3):
+        for base, *rest in combinations(points.numpy(), count):
+            sides = np.stack([point - base for point in rest] or [0 * base], 1)
+            weights = np.linalg.lstsq(sides, -base, rcond=None)[0]
+            if weights.min() >= 0 and weights.sum() <= 1:
+                found.append(base + sides @ weights)
+    return min(found, key=np.linalg.norm)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-80], ids=["one", "tiny"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_widest_margin_looks_from_the_nearest_point_of_the_hull(scale, seed):
+    a = sphere(torch.Generator().manual_seed(seed), 12, 3)
+    looking = widest_margin(scale * a[0], scale * a[1:])
+    away = -torch.from_numpy(nearest_in_hull(a[1:] - a[0]))
+    assert (looking - away / away.norm()).abs().max() <= ROUNDED
 
 
 @pytest.mark.parametrize("direction", ["column", "margin"])
@@ -98,10 +105,15 @@ def test_a_single_column_is_seen_from_its_antipode(direction):
     assert (moved - target).abs().max() <= ROUNDED
 
 
-def test_a_column_inside_the_hull_cannot_be_moved():
-    a = torch.tensor([[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
-    with pytest.raises(ValueError, match="direction: along 'margin' column 0 does not stand out"):
-        rt.theory.move_column(a + torch.tensor([0, 0.1, 0]), 0, a[1], direction="margin")
+@pytest.mark.parametrize(("others", "gap"), [
+    ([[1, 0.1, 0], [-1, 0.1, 0], [0, 1.1, 0], [0, -0.9, 0]], "-1"), ([[0, 0.1, 0]], "0"),
+    ([[0, 0.4, 0], [0, -0.1, 0]], "-0.3"),
+])  # fmt: skip
+def test_a_column_inside_the_hull_cannot_be_moved(others, gap):
+    a = torch.tensor([[0, 0.1, 0], *others])
+    message = rf"direction: along 'margin' column 0 does not stand out \(gap {gap}\), needs"
+    with pytest.raises(ValueError, match=message):
+        rt.theory.move_column(a, 0, a[1], direction="margin")
 
 
 # Lemma 2 -----------------------------------------------------------------------------------------

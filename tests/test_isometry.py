@@ -42,6 +42,8 @@ def test_mass_moments_and_edges(c):
         assert part.tolist() == pytest.approx([below, 0.75 * below + 0.25 * above], abs=1e-12)
     outside = torch.tensor([0.0, low / 2, low, high, 2 * high], dtype=torch.float64)
     assert found.cdf(outside).tolist() == pytest.approx([0, 0, 0, 1, 1])
+    narrow = torch.tensor([1.0], dtype=torch.bfloat16, requires_grad=True)  # not NumPy's
+    assert found.cdf(narrow) == found.cdf(torch.ones(1, dtype=torch.float64))
 
 
 def simulated(branch, width, depth, generator):

@@ -1,6 +1,7 @@
 r"""Distances between the points of an interpolation, and the bounds of its norms that follow."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,11 +83,11 @@ def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> f
         return 0.0
     # A quotient of 0 over 0 imposes nothing.
     stretched = (after - 2 * tolerance) / before
-    longest = stretched.nan_to_num(nan=1.0, posinf=math.inf).max()
-    shortest = ((after + 2 * tolerance) / before).nan_to_num(nan=1.0).min()
+    longest = stretched.nan_to_num(posinf=math.inf).max()
+    shortest = ((after + 2 * tolerance) / before).nan_to_num(nan=math.inf).min()
     # expm1 and log: the quotients' L-th roots are near 1.
     growth = math.expm1(math.log(max(float(longest), 1.0)) / units)
-    log = math.log(min(float(shortest), 1.0)) if float(shortest) else -math.inf
+    log = math.log(float(shortest)) if float(shortest) else -math.inf
     return math.sqrt(max(growth, -math.expm1(log / units)))
 
 
@@ -96,13 +97,7 @@ def perturbed(
     """Targets moved apart by normal vectors of length about ``noise``: the best of some draws."""
     # "Add small noise" is from arXiv:1611.01186, Section 3, after Hardt & Ma 2016.
     size = noise / math.sqrt(y.shape[1])
-    best, widest = y, -1.0
-    for _ in range(draws):
-        drawn = torch.randn(
-            y.shape, generator=generator, dtype=torch.float64, device=generator.device
-        )
-        moved = y + size * drawn.cpu()
-        moved = moved / moved.norm(dim=1, keepdim=True)
-        apart = nearest(x, moved)[0]
-        best, widest = (moved, apart) if apart > widest else (best, widest)
-    return best
+    like: dict[str, Any] = dict(dtype=torch.float64, device=generator.device)
+    noises = (torch.randn(y.shape, generator=generator, **like).cpu() for _ in range(draws))
+    drawn = ((moved := y + size * z) / moved.norm(dim=1, keepdim=True) for z in noises)
+    return max(drawn, key=lambda moved: nearest(x, moved)[0])

@@ -61,8 +61,8 @@ def move_column(
             f"direction: along {direction!r} column {index} does not stand out (gap "
             f"{float(step.gaps):.3g}), needs a gap above 0; 'margin' finds one where it exists"
         )
-    weights, bias = step.units(clearance=0.0)
-    return weights[0, 0], bias[0], weights[0, 1]
+    ((first, second),), (bias,) = step.units(clearance=0.0)
+    return first, bias, second
 
 
 def widest_margin(point: Tensor, others: Tensor) -> Tensor:
@@ -83,12 +83,11 @@ def widest_margin(point: Tensor, others: Tensor) -> Tensor:
     from scipy.optimize import nnls  # a third of a second to import
 
     if len(others):
-        offsets = (others - point).detach().cpu().numpy()
-        system = np.vstack([offsets.T, np.ones(len(offsets))])
-        wanted = np.zeros(len(system))
-        wanted[-1] = 1.0
-        weights, _ = nnls(system, wanted)
-        away = -torch.from_numpy(offsets.T @ weights) / weights.sum()
+        offsets = (others - point).detach().cpu()
+        sides = (offsets / offsets.norm(dim=1).max().clamp_min(1e-300)).numpy().T
+        system = np.vstack([sides, np.ones(len(others))])
+        weights, _ = nnls(system, np.eye(len(system))[-1])
+        away = -torch.from_numpy(sides @ weights)
         size = float(away.norm())
         if size > 64 * torch.finfo(torch.float64).eps:
             return (away / size).to(point)

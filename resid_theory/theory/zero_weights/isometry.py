@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resid_theory._check import check_int, check_positive
 from resid_theory.activations import Activation, derivatives
@@ -63,9 +63,8 @@ class Isometry(Result):
 
     def cdf(self, values: Tensor) -> Tensor:
         """Share of singular values up to given ones, any number of them."""
-        s, given = self.singular_values, values.detach().cpu()
-        steps = (self.density[1:] + self.density[:-1]) * s.diff()
-        share = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+        s, given = self.singular_values, values.detach().double().cpu()
+        share = nn.functional.pad(torch.cumulative_trapezoid(self.density, s), (1, 0))
         return torch.as_tensor(np.interp(given.numpy(), s.numpy(), (share / share[-1]).numpy()))
 
 

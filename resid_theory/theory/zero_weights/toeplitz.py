@@ -151,14 +151,13 @@ class BlockToeplitz(CountedSpectrum, Result):
 
     @cached_property
     def _bulk(self) -> np.ndarray:
-        """|eigenvalues| of the limiting bulk on a midpoint grid of angles, ascending."""
+        """|eigenvalues| of the limiting bulk on a midpoint grid of angles, (angles, b)."""
         symmetric = 0.5 * (self.lower + self.lower.mT)
         antisymmetric = 0.5 * (self.lower - self.lower.mT).cpu().numpy()
         # θ and 2π - θ give complex conjugates, hence equal eigenvalues: half the circle is enough.
         angles = (np.arange(_ANGLES) + 0.5) * (math.pi / _ANGLES)
         at = (1j / np.tan(angles / 2))[:, None, None] * antisymmetric
-        values = np.linalg.eigvalsh((self.diagonal - symmetric).cpu().numpy() + at)
-        return np.sort(np.abs(values).reshape(-1))
+        return np.abs(np.linalg.eigvalsh((self.diagonal - symmetric).cpu().numpy() + at))
 
     def bulk_percentile(self, percent: float) -> float:
         """Percentile of |λ| in the limit of infinite depth."""
