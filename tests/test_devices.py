@@ -732,8 +732,9 @@ NETS = {
 
 CASES = {**EIGEN, **CURVATURE, **STABILITY, **THEORY, **NETS}
 SLOW = {
-    "operators", "losses", "Fisher losses", "measured", "hessians", "of nets",
-    "zero points of nets", "between layers", "noise", "flows", "shortcuts",
+    "densities", "reports", "operators", "losses", "Fisher losses", "measured", "factored",
+    "hessians", "of nets", "zero points of nets", "between layers", "noise", "flows",
+    "zero points", "spheres", "built", "equivalent", "shortcuts",
 }  # fmt: skip
 """In float64 on the CPU alone: what they do with devices does not depend on the dtype."""
 
