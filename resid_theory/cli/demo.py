@@ -62,7 +62,7 @@ def _tables(runs: Mapping[str, Sequence[PredictionCheck]]) -> None:
 
     say("Exact Hessians of linear nets on whitened digits, predicted and measured", style="bold")
     for net, found in runs.items():
-        first, *_ = found
+        first = found[0]
         known = "" if first.bound is None else f"; a-priori bound on max/min: {first.bound:.3f}"
         table = Table(title=net + known, title_justify="left", box=None, pad_edge=False)
         for column in ("layers", "P", "", *_COLUMNS, "distance"):

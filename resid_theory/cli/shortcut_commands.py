@@ -89,7 +89,7 @@ def spectrum(
     files = Files.of("spectrum", out, None, overwrite=overwrite)
     setup, chosen, shows = _setup(options), _seeds(seeds), shows_progress(as_json)
     data = setup.load(progress=shows)
-    cost = rt.curvature.hessian_cost(next(map(setup.net, chosen)), setup.loss, data)
+    cost = rt.curvature.hessian_cost(setup.net(chosen[0]), setup.loss, data)
     # LAPACK works on a copy and needs about as much again.
     size = max(cost.bytes, 24 * cost.parameters**2)
     if not as_json:
@@ -180,9 +180,9 @@ def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
     """Summary of a list of runs: each one, their mean and their spread."""
 
     def over(reduce: Any, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-        return {key: reduce([row[key] for row in rows]) for key in next(iter(rows))}
+        return {key: reduce([row[key] for row in rows]) for key in rows[0]}
 
-    first, *_ = runs
+    first = runs[0]
     measured = [numbers(run.measured) for run in runs]
     predicted = [numbers(run.predicted) for run in runs if run.predicted is not None]
     if predicted:
@@ -211,7 +211,7 @@ def _spectrum_table(content: Mapping[str, Any]) -> None:
     for key, words in WORDS.items():
         if key in content["mean"]:
             table.add_row(words, *(number(column.get(key)) for column in columns))
-    first, *_ = content["runs"]
+    first = content["runs"][0]
     if first["a_priori_bound"] is not None:
         table.add_row(WORDS["a_priori_bound"], "", "", number(first["a_priori_bound"]))
     say(table)

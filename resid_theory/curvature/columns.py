@@ -35,7 +35,7 @@ def lower_columns(
     # Columns of some parameters are computed in the rows of these, of later ones and of the known
     # one only: what is differentiated is then the part of a net behind them.
     names, groups = [name for name in operator.names if name != known], _groups(operator, known)
-    (size, _), count = operator.shape, sum(stop - start for *_, start, stop in groups)
+    size, count = operator.shape[0], sum(stop - start for *_, start, stop in groups)
     # NumPy asks for huge pages.
     matrix = torch.from_numpy(np.zeros((size, count))).to(operator.device)
     sizes = [parameter.numel() for parameter in operator.risk.parameters]

@@ -222,7 +222,7 @@ class HessianPlan:
                 f"{type(net).__name__} and loss {loss.name!r}"
             )
         if linear is None and method == "auto" or method == "layer_pairs":
-            layers = layer_sizes(risk, next(iter(batches)))
+            layers = layer_sizes(risk, batches[0])
         if not layers and method == "layer_pairs":
             raise ValueError(
                 "method: 'layer_pairs' needs trainable weights and biases that are applied to one "

@@ -126,7 +126,7 @@ class EmpiricalRisk:
     @property
     def device(self) -> torch.device:
         """The net's device."""
-        return next(iter(self.parameters)).device
+        return self.parameters[0].device
 
     @property
     def point(self) -> Tensor:
@@ -200,7 +200,7 @@ class EmpiricalRisk:
 
     def look(self, batches: Sequence[Batch]) -> None:
         """Run the net on a few samples of one batch, or of two whose first has one."""
-        self._looked, watch, (first, *_) = True, WatchCuts(), batches
+        self._looked, watch, first = True, WatchCuts(), batches[0]
 
         def run(batch: Batch) -> Any:
             with watch:

@@ -73,7 +73,7 @@ def first_look(
     with unwritten_statistics(net):
         output = run(few)
     check_output(loss, output, few.size)
-    check_target(loss, output, next(iter(batches)))
+    check_target(loss, output, batches[0])
     with watch:
         value = loss_value(loss, output, few.target)
     check_scalar(value)

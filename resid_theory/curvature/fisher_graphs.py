@@ -106,7 +106,7 @@ class EmpiricalFisherOfOneGraph(EmpiricalFisherGraph):
     ) -> Sequence[Tensor]:
         """Multiply by the gradient's outer product with itself."""
         assert self.shares is not None
-        lead = (len(next(iter(vectors))),) if batched else ()
+        lead = (len(vectors[0]),) if batched else ()
         own = [self._own[k] for k in columns]
         pairs = zip(own, vectors, strict=True)
         inner = torch.stack([(g * v).reshape(*lead, -1).sum(-1) for g, v in pairs]).sum(0)

@@ -1,6 +1,5 @@
 """Hidden units of branches: which weights are paired, and the loss to second order in each pair."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ class HiddenUnits:
         directions: dict[Key, Tensor] = {}
         found: dict[Key, list[Tensor]] = defaultdict(list)
         for sides in self._batches():
-            first, *_ = sides
+            first = sides[0]
             self._outputs |= {use.key: use.weight.shape[-1] for use in first.uses}
             for number in first.readers:
                 use = first.uses[number]
@@ -105,7 +104,7 @@ class HiddenUnits:
         """Find the unit that each column of a writer reads, and units that are alike."""
         slots: dict[Key, dict[int, list[tuple[Key, int]]]] = defaultdict(lambda: defaultdict(list))
         lengths = {writer: one.norm(dim=1) for writer, (one, _) in responses.items()}
-        top = max((float(each.max()) for each in lengths.values()), default=math.nan)
+        top = max((float(each.max()) for each in lengths.values()), default=0.0)
         for writer, (one, other) in responses.items():
             seen = lengths[writer] > (0.0 if self._exact else SIDES * top)
             ratios = (one * other).sum(1) / one.square().sum(1)
@@ -155,7 +154,7 @@ class HiddenUnits:
         self.total = 0.0
         pushed_tries: dict[Key, Tensor] = {}
         for sides in self._batches():
-            first, *_ = sides
+            first = sides[0]
             self.total += first.weight
             for turn in range(rounds):
                 at = {key: turn * counts[key] + place for key, place in places.items()}
@@ -174,7 +173,7 @@ class HiddenUnits:
 
     def _at_writers(self, sides: Sides, moves: dict[int, Tensor]) -> dict[Key, Tensor]:
         """Weighted change of the loss's gradient in each writer, (out, columns)."""
-        (first, *_), found = sides, dict[Key, Tensor]()
+        first, found = sides[0], dict[Key, Tensor]()
         for number, v in pushed(sides, moves).items():
             change = first.weight * (first.writers[number].mT @ v)
             change = torch.hstack(list(change)).cpu()
@@ -195,7 +194,7 @@ class HiddenUnits:
             for (writer, columns), block in zip(group.slots, group.blocks, strict=True):
                 expected[writer][:, columns] += block @ tries[group.reader][group.units].mT
         bound = _CHECKED if self._exact else SIDES
-        top = max((float(value.norm()) for value in pushed_tries.values()), default=math.nan)
+        top = max((float(value.norm()) for value in pushed_tries.values()), default=0.0)
         for writer, value in pushed_tries.items():
             if float((value - expected[writer]).norm()) > bound * top:
                 raise _mixed(writer)

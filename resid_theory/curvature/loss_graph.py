@@ -71,7 +71,7 @@ class WeightUse:
     def bias_entries(self, bias: Tensor) -> Tensor | None:
         """Places in a parameter of what is added to each output; None if that is not one number."""
         shape, *others = (made.shape for made in self.added._input_metadata)
-        *_, width = self.rows_shape
+        width = self.rows_shape[-1]
         numbers = torch.arange(1, width + 1).to(bias)
         if others or torch.Size(shape).numel() != len(numbers):
             return None

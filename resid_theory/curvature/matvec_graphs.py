@@ -219,7 +219,7 @@ class GaussNewtonGraph(MatvecGraph):
         """Push the vectors forward to the outputs, multiply by C, pull them back."""
         used = [self._transposed[k] for k in columns]
         pushed = _pull_back(used, self._probes, vectors, batched)
-        lead = (len(next(iter(vectors))),) if batched else ()
+        lead = (len(vectors[0]),) if batched else ()
         moves = [m.expand(*lead, *p.shape) for m, p in zip(pushed, self._points, strict=True)]
         at = [self.parameters[k] for k in rows]
         curved = _pull_back(self._outputs, at, self._curve(moves, batched), batched)

@@ -185,7 +185,7 @@ class _Measurement:
     """The zero point of a net whose branches are at zero."""
 
     def __init__(self, risk: EmpiricalRisk, names: Sequence[str], batches: Sequence[Batch]) -> None:
-        self._risk, self._names, self._batches, (self._first, *_) = risk, names, batches, batches
+        self._risk, self._names, self._batches, self._first = risk, names, batches, batches[0]
         self._own = dict(risk.net.named_parameters())
         self._notes: list[str] = []
 

@@ -273,7 +273,7 @@ def torch_layer(graph: NetGraph, layer: AffineLayer, first: fx.Node, last: fx.No
     between = graph.between(first, last)
     parts = [graph.layer(node) for node in between if node.op == "call_module"]
     old = [p for part in parts for p in part.parameters()]
-    new = layer.module(next(iter([*old, *graph.floats, torch.ones(())])))
+    new = layer.module([*old, *graph.floats, torch.ones(())][0])
     normed = any(graph.word(node) in ("BatchNorm1d", "batch_norm") for node in between)
     if isinstance(new, nn.Linear) and (
         normed or any(check_two_axes in part._forward_pre_hooks.values() for part in parts)

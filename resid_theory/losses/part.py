@@ -101,7 +101,7 @@ class Part:
     @property
     def samples(self) -> int:
         """Number of samples."""
-        return len(next(iter(self.outputs)))
+        return len(self.outputs[0])
 
     @property
     def tolerance(self) -> float:
@@ -139,7 +139,7 @@ class Part:
 
     def order(self) -> Tensor:
         """The samples sorted by the first number of their targets."""
-        leaf, *_ = self.targets or self.outputs
+        leaf = (self.targets or self.outputs)[0]
         return leaf.reshape(len(leaf), -1)[:, 0].argsort().cpu()
 
     def sample(self, number: int) -> Sample | None:

@@ -67,7 +67,7 @@ def preresnet(
     """
     n = depth_to_n(depth, 6, 4)
     if (2 * n) % check_int("shortcut_depth", shortcut_depth):
-        fitting = ", ".join(str(k) for k in range(1, depth) if 2 * n % k == 0)
+        fitting = ", ".join(str(k) for k in range(1, 2 * n + 1) if 2 * n % k == 0)
         raise ValueError(
             f"shortcut_depth: got {shortcut_depth} for {2 * n} layers a group at depth {depth}, "
             f"needs one of {fitting}"

@@ -153,7 +153,7 @@ def legend_above(ax: Axes, **given: Any) -> None:
 
 def _columns(labels: list[str], width: float) -> int:
     """Columns of a legend that fit into a width in inches."""
-    longest = max(map(len, ["", *labels])) + 7  # a handle and its gaps
+    longest = max(map(len, labels), default=0) + 7  # a handle and its gaps
     return min(max(1, int(11 * width / longest)), max(1, len(labels)))
 
 

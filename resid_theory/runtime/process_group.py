@@ -115,10 +115,9 @@ class ProcessGroup:
         """Refuse weights or settings that differ between processes, by their checksums."""
         if self._group is None:
             return
-        first, *_ = tensors
         contents = [*map(_content, tensors), settings.encode()]
         # Equal numbers have no spread at all, not even where their squares pass 2^63.
-        own = torch.tensor(list(map(zlib.crc32, contents)), device=first.device)
+        own = torch.tensor(list(map(zlib.crc32, contents)), device=tensors[0].device)
         sums = self.add(torch.stack([own, own.square()]))
         apart = (self.count * sums[1] != sums[0].square()).tolist()
         if any(apart):
