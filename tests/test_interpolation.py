@@ -346,6 +346,9 @@ def test_samples_that_stay_need_no_unit(generator):
     nothing = rt.theory.interpolate(x, x, units=3)
     assert nothing.largest_norm == nothing.upper_bound == 0.0 and torch.equal(nothing.output, x)
     assert nothing.movers.tolist() == [-1] * 3
+    steps = vars(nothing.schedule.steps(3, "greedy")).values()
+    shapes = [(0,), (0, 4), (0, 4), (0, 1, 4), (0, 1), (0, 1)]
+    assert [tuple(part.shape) for part in steps] == shapes
     assert nothing.table()["units"].tolist() == [0] * 6
 
 
