@@ -10,12 +10,13 @@ import scipy.sparse
 import scipy.stats
 import torch
 from scipy.sparse.linalg import aslinearoperator
-from tolerances import HESSIAN, relative_error
+from tolerances import HESSIAN, assert_same, relative_error
 from torch import nn
 
 import resid_theory as rt
 from resid_theory.eigen.linear_operator import WrappedOperator, _restricted
 from resid_theory.eigen.matrix_error import MatrixError
+from resid_theory.eigen.products import unit_vectors
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -142,12 +143,18 @@ def test_a_block_of_the_identity_is_one_of_its_kind():
     part = _restricted(rt.eigen.Identity(5, **given), rows, rows)
     assert isinstance(part, rt.eigen.Identity) and part.shape == (2, 2)
     assert {name: getattr(part, name) for name in given} == given
+    torch.set_default_dtype(torch.float32)
+    units = unit_vectors(part, 1, 2)
+    about = units.shape, units.device, units.dtype
+    assert about == ((2, 1), given["device"], torch.float64)
 
 
 def test_products_with_the_identity_are_no_views():
     unit, v = rt.eigen.Identity(3), torch.ones(3, 2, dtype=torch.float64)
     (unit @ v).zero_()
     assert v.all() and (unit @ v.float()).dtype == torch.float64 and unit.T is unit
+    whole = Known(2 * torch.eye(3, dtype=torch.float64), 0.0) @ torch.arange(3)
+    assert_same(whole, torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64))
 
 
 def test_vectors_by_parameter(problem):

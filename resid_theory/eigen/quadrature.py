@@ -143,7 +143,7 @@ def lanczos_quadrature(
                 break
             block = operator @ torch.cat([run.block for run in active], 1)
             for run, product in zip(active, block.split(1, dim=1), strict=True):
-                run.extend(product.clone())
+                run.extend(product)
         for run in runs:
             link = run.links[:, -1] if run.waiting else torch.zeros(1)
             measures.append(
