@@ -193,7 +193,7 @@ FIGURES = {
         stub("Flows", layer=["x", "y"], share=[0.25, 0.5], share_error=[0.125, 0.25]), ax=ax
     ),
     "curve beside a law": lambda ax: plots.curve(stub("NoiseCurves", **NOISE), ax=ax),
-    "another column": lambda ax: plots.curve(stub("NoiseCurves", **NOISE), "predicted", ax=ax),
+    "another column": lambda ax: plots.curve(stub("NoiseCurves", **NOISE), "measured_low", ax=ax),
     "long curve": lambda ax: plots.curve(
         stub("Curve", eigenvalue=range(51), value=range(51)), ax=ax
     ),
@@ -361,9 +361,9 @@ legend 'place out; place a' below 'markers measured, lines predicted'
 ## another column
 '', aspect auto
 'level', log, 0.089125 1.122, grid 0.3
-'predicted', linear, 0.375 3.125, grid 0.3
-Line2D | 0.1 1 | 0.5 1 | #0173b2 - | open o of 6 | width 1.5 | 2.1
-Line2D | 0.1 1 | 1.5 3 | #de8f05 - | open s of 6 | width 1.5 | 2.1
+'measured low', linear, 0.1125 3.1375, grid 0.3
+Line2D | 0.1 1 | 0.25 0.5 | #0173b2 - | open o of 6 | width 1.5 | 2.1
+Line2D | 0.1 1 | 1 3 | #de8f05 - | open s of 6 | width 1.5 | 2.1
 legend 'place out; place a' below ''
 ## long curve
 '', aspect auto
