@@ -566,6 +566,8 @@ def test_pattern_of_a_large_matrix_keeps_single_entries(ax):
 def test_what_is_no_matrix_or_kernel_is_refused(draw, given, message, ax):
     with pytest.raises(ValueError, match=message):
         draw(given, ax=ax)
+    with pytest.raises(ValueError, match=r"; rt\.plots\.curve draws a Flows$"):
+        plots.spectrum(stub("Flows"), ax=ax)
 
 
 def test_colours_of_filters_end_where_they_are_told(ax):
@@ -646,6 +648,7 @@ def test_a_histogram_of_eigenvalues_has_area_one(ax, levels, width, scale):
     torch.set_default_dtype(torch.float32)
     plots.spectral_density(found, scale=scale, ax=ax)
     heights, edges, _ = ax.patches[-1].get_data()
+    assert same_color(ax.patches[-1].get_facecolor(), canvas.MEASURED)
     assert len(heights) == 100 and (heights * np.diff(edges)).sum() == pytest.approx(1)
     for level in levels:
         (place,) = np.nonzero((edges[:-1] < level) & (level <= edges[1:]))[0]
@@ -773,13 +776,14 @@ def test_ticks_of_counts_are_whole_and_axes_have_three(ax, x, y, expected):
         assert ticks == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(("high", "powers"), [(100.0, True), (99.0, False)])
+@pytest.mark.parametrize(("high", "powers"), [(1000.0, True), (990.0, False)])
 def test_three_powers_of_ten_are_ticks_enough(ax, high, powers):
-    ax.plot([1.0, high])
-    ax.set(yscale="log", ylim=(1.0, high))
+    ax.plot([10.0, high])
+    ax.set(yscale="log", ylim=(10.0, high))
     plots.finish(ax.figure)
-    ticks = [tick for tick in ax.get_yticks() if 1 <= tick <= high]
-    assert (ticks == [1, 10, 100]) == powers and len(ticks) >= 3
+    ticks = [tick for tick in ax.get_yticks() if 10 <= tick <= high]
+    assert (ticks == [10, 100, 1000]) == powers and len(ticks) >= 3
+    assert isinstance(ax.yaxis.get_major_locator(), FixedLocator) != powers
 
 
 @pytest.mark.parametrize(

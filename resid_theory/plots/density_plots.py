@@ -95,7 +95,7 @@ def _extent(density: Density | None, exact: Spectrum | None) -> tuple[float, flo
     top = max(abs(low), abs(high)) or 1.0
     if high - low <= 1e-9 * top:  # equal but for round-off
         low = high
-    near = 1e-4 * top if density is None else max(density.resolution, 1e-4 * top)
+    near = max(0.0 if density is None else density.resolution, 1e-4 * top)
     return low, high, 10 ** math.floor(math.log10(near))
 
 
