@@ -134,18 +134,19 @@ class _Piece:
     def _made(self, node: fx.Node) -> AffineLayer:
         inner = [self.layer(part) for part in self.graph.inputs(node)]
         word = self.graph.word(node)
-        if self.graph.kinds[node] == "same":
-            return inner[0]
         if self.graph.kinds[node] == "sum":
             return sum_of_layers(inner)
+        (below,) = inner
+        if self.graph.kinds[node] == "same":
+            return below
         if node in self.own:
-            if inner[0] is self._known[self.first]:
+            if below is self._known[self.first]:
                 return self.own[node]
-            return behind(inner[0], self.own[node], self.own[node])
+            return behind(below, self.own[node], self.own[node])
         if word.startswith(WINDOWED):
-            axes = len(inner[0].stride)
-            return behind(inner[0], self._operation(node), _geometry(self.graph, node, axes))
-        return self._scaled(node, inner[0])
+            axes = len(below.stride)
+            return behind(below, self._operation(node), _geometry(self.graph, node, axes))
+        return self._scaled(node, below)
 
     def _operation(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
         (before,) = self.graph.inputs(node)
