@@ -274,6 +274,7 @@ class IdentityPlus(nn.Module):
 def test_an_identity_that_a_function_is_given_in_its_weight(function, identity, found):
     net = nn.Sequential(IdentityPlus(function, identity))
     assert rt.shortcuts(net).enters == ("in the weight",) * found
+    assert rt.shortcuts(net.float()).answers == ("folds",) * found
     product = IdentityPlus(function, identity, torch.mul)
     assert not rt.shortcuts(nn.Sequential(product)).modules
 
@@ -708,6 +709,11 @@ CONVOLUTIONS = {
     "ELU": (Residual(TWO[0], nn.ELU(), TWO[1]), None, "no φ(t) - φ(-t)"),
     "stride": (Residual(*STRIDED), None, "has stride (1, 1), its branch (2, 2)"),
     "taps": (Residual(*STRIDED, projection=C(3, 3, 3, 2, 1)), None, "of several taps"),
+    "taps in the middle": (
+        Residual(C(3, 4, 1), RELU, C(4, 4, 3, 2, 1), RELU, C(4, 3, 1), projection=C(3, 3, 3, 2, 1)),
+        None,
+        "of several taps",
+    ),
     "no tap": (Residual(C(3, 4, 1, padding=1), RELU, TWO[1]), None, "no tap at the output's own"),
     "between taps": (Residual(C(3, 4, 3, padding=1, dilation=2), RELU, TWO[1]), None, "no tap at"),
     "cut border": (Residual(*EVEN), None, "moves borders"),
@@ -1034,6 +1040,7 @@ def test_concatenations_and_encoders_of_torch_are_listed():
     dense = Joined(branch, lambda x, y: torch.cat([torch.cat([x, y], 1), y], 1))
     found = rt.shortcuts(dense)
     assert found.enters == ("concatenated",) and found.answers == ("open",)
+    assert rt.shortcuts(Joined(branch, lambda x, y: sum([x, y]))).enters == ("identity",)
     normed = Joined(branch, lambda x, y: torch.cat([F.layer_norm(x, (3,)), y], 1))
     assert rt.shortcuts(normed).enters == ("concatenated",)
     half = Joined(C(3, 3, 2, 2), lambda x, y: torch.cat([F.avg_pool2d(x, 2), y], 1))
