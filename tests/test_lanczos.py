@@ -756,7 +756,7 @@ def test_long_vectors_are_summed_in_float64(dtype, generator):
     roughly = project_out(right.clone(), basis, roughly=True)
     exact = basis.double().numpy().T @ right.double().numpy()
     np.testing.assert_allclose(inside.numpy(), exact, rtol=0, atol=1e-11)
-    assert inside.dtype == roughly.dtype == torch.float64
+    assert (inside.dtype, roughly.dtype) == (torch.float64, dtype)
     single = dtype == torch.float32
     np.testing.assert_allclose(roughly.numpy(), exact, rtol=0, atol=1e-3 if single else 1e-11)
     assert single == bool(abs(roughly.numpy() - exact).max() > 1e-11)  # it is the faster way
