@@ -129,6 +129,21 @@ def rest_by_hand(layer, kind, other, order):
     return (r + a).detach(), r.detach()
 
 
+class Half(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def test_factors_of_filters_of_zeros_and_of_entries_up_to_minus_one_are_read():
+    layer = nn.Linear(2, 3, bias=False)
+    inside = torch.tensor([[-1.0, 0.5], [0.5, 2.0], [0.0, 0.0]])  # the last has no identity
+    with torch.no_grad():
+        layer.weight.copy_(inside)
+    with_identity(layer, "residual", rule="truncate")
+    parametrize.register_parametrization(layer, "weight", Half())
+    assert torch.equal(identity_removed(layer), (inside - torch.eye(3, 2)) / 2)
+
+
 @pytest.mark.parametrize(("kind", "other", "order"), PAIRS, ids=str)
 def test_a_second_parametrization_hides_no_identity(kind, other, order):
     layer, net = paired(kind, other, order)

@@ -819,6 +819,10 @@ PAIR = torch.eye(2)
         (lambda: point_of(norm=nn.LayerNorm(D), norm_at="behind"), "norm_at: unknown name"),
         (lambda: point_of(norm=[torch.tanh] * 3), "norm: got 3, needs one callable, or one for"),
         (lambda: point_of(norm=nn.BatchNorm1d(D)), "norm: normalizes over samples"),
+        (
+            lambda: point_of(norm=[nn.BatchNorm1d(D), nn.LayerNorm(D)]),
+            "norm: normalizes over samples",
+        ),
         (lambda: point_of(norm=lambda u: u - u.mean(0)), "norm: a sample's result depends"),
         (lambda: point_of(norm="layer"), "norm: got 'layer', needs a callable"),
         (lambda: point_of(norm=3), "norm: got 3, needs a callable, or one for each block"),

@@ -543,6 +543,7 @@ def test_scipys_operator_is_made_without_a_product():
 
 def test_the_identity_knows_its_lowest_eigenvalue():
     v = torch.arange(1.0, 6.0)
+    assert rt.eigen.Identity(5).lowest == 1
     found = rt.eigen.Identity(5).solve(v, damping=-0.7)  # 0.3 times the identity is definite
     assert found.method == "cg" and found.products == 2
     assert relative_error(found.values, v / 0.3) < 4 * EPS

@@ -640,6 +640,15 @@ def test_a_router_stays_as_it_is_or_is_refused():
     assert set(point.table()["weights"]) >= {"up.0, down.0", "up.1, down.1"}
 
 
+def test_a_reader_that_a_graph_lacks_tells_of_a_router():
+    net = Routed()
+    net.router.weight.data = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
+    net.router.bias.data.zero_()
+    x = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match="decide which weights a token meets"):
+        zero_point_of_net(net, "square", (x, torch.zeros(2, 3)))
+
+
 def test_batches_of_a_sum_may_miss_some_experts():
     torch.manual_seed(0)
     net, x, y = Routed(), torch.randn(9, 3), torch.randn(9, 3)
