@@ -602,6 +602,13 @@ def test_a_write_is_read_by_what_comes_behind(write):
     assert relative_error(new(x), net(x)) < SAME
 
 
+def test_a_module_in_place_writes_into_nothing_once_absorbed():
+    net, x = Residual(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)), torch.randn(5, 3)
+    new = rt.absorb(net)
+    flags = [[m.inplace for m in each.modules() if hasattr(m, "inplace")] for each in (net, new)]
+    assert flags == [[True], [False]] and relative_error(new(x), net(x)) < SAME
+
+
 def test_a_module_that_writes_into_what_its_caller_reads():
     torch.manual_seed(0)
     branch = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3))
