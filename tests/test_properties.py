@@ -552,5 +552,7 @@ READ = "zero layout linear interpolation attention biases mlp moments least".spl
 def test_numbers_in_single_precision_are_read_as_they_are_and_without_their_graph(name):
     exact = ON_A_GPU[name](lambda tensor: tensor.float().double())
     found = ON_A_GPU[name](lambda tensor: tensor.float().requires_grad_())
-    assert_same(found, exact)
+    # LAPACK rounds by where memory begins, too; single precision would move eight digits.
+    bound = 16 * EPS * float(exact.abs().max())
+    torch.testing.assert_close(found, exact, rtol=0, atol=bound)
     assert not found.requires_grad
