@@ -67,6 +67,10 @@ CASES = {
         z, VALID * UNEQUAL[:, None], (VALID * UNEQUAL[:, None]).sum())),
     "pixels, summed": (net(LastAxisToOne()), nn.CrossEntropyLoss(reduction="sum"), SEQUENCES,
                        LABELS, ONES, lambda z: categorical(z.movedim(1, -1), VALID, 1.0)),
+    "pixels, another ignored label": (
+        net(LastAxisToOne()), nn.CrossEntropyLoss(reduction="sum", ignore_index=1), SEQUENCES,
+        LABELS.clamp(0), ONES, lambda z: categorical(
+            z.movedim(1, -1), (LABELS.clamp(0) != 1).double(), 1.0)),
     "another ignored label": (net(), nn.CrossEntropyLoss(ignore_index=1), POINTS,
                               torch.tensor([0, 1, 2, 0, 1]), ONES, lambda z: categorical(
                                   z, torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0]), 3.0)),

@@ -726,7 +726,7 @@ NEAR = torch.stack([unit(1, 1, 1, 1), unit(1.008, 1, 1, 1), unit(1, 1, -1, 1)])
         (Y[[0, 1, 1, 0]], torch.eye(4), {}, "x: samples 1 and 2 are equal, needs distinct inputs"),
         (X, Z[[0, 1, 1]], {}, "y: samples 1 and 2 have one target.*'merge'"),
         (X, Y, {}, r"x, y: y\[0\] and x\[1\] are 0 apart, needs more than 2e-05"),
-        ((1 + 8e-7) * X, NEAR, {}, r"y\[0\] and y\[1\] are 0.00346 apart, needs more than 0.005"),
+        (torch.tensor([[1], [1 + 8e-7], [1]]) * X, NEAR, {}, "are 0.00346 apart.*more than 0.005"),
         (X, (1 + 8e-7) * NEAR, {}, r"y\[0\] and y\[1\] are 0.00346 apart, needs more than 0.005"),
         ((1 - 8e-7) * X, NEAR, {}, r"y\[0\] and y\[1\] are 0.00346 apart, needs more than 0.005"),
         (X, Z, {"units": 2}, "units: got 2, needs at least 3"),
