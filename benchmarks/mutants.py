@@ -110,6 +110,8 @@ def mutants(node: ast.AST, around: tuple[ast.stmt, ...] = ()) -> Iterator[Places
                 continue
             inside = (child, *around) if isinstance(child, ast.stmt) else around
             for variant in variants(child):
+                if ast.dump(variant) == ast.dump(child):
+                    continue  # equal arguments, swapped
                 several[index] = variant
                 setattr(node, field, value if several is value else variant)
                 yield stretches(child, inside)

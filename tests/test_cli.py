@@ -510,6 +510,7 @@ def test_without_a_verb_the_help_is_printed(capsys):
     said = printed(capsys)
     assert "Usage: resid-theory [" in said and "checkpoints" in said and "completion" not in said
     assert "completion" not in printed(capsys, "zero-point", "--help")
+    assert "MODULE:CALLABLE" in printed(capsys, "cushions", "--help")
 
 
 def test_what_stood_behind_an_option_is_told(capsys):

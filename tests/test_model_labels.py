@@ -61,6 +61,8 @@ class Language(nn.Module):
                 own = torch.stack([F.cross_entropy(*row) for row in rows]).mean()
             if self.own == "balanced":  # as a term that spreads tokens over experts
                 own = own + scores.softmax(-1).mean((0, 1)).square().sum()
+            if self.own == "with an axis":
+                own = own[None]
             if self.own == "pairs" and len(labels) < 2:
                 raise RuntimeError("needs pairs")
             if self.own == "none":
@@ -254,6 +256,13 @@ class Scaled(nn.Module):
         logits = self.layer(x)
         parts = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
         return {"loss": self.factor * F.cross_entropy(*parts), "logits": logits}
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_loss_may_be_the_one_number_of_an_axis(causal, frozen):
+    net, whole = Language(causal, own="with an axis").requires_grad_(not frozen), batch()
+    assert labels_are_next(net, whole, whole["labels"]) is causal
 
 
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1e-3), (torch.bfloat16, 4 * 2.0**-7)],

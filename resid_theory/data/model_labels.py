@@ -61,7 +61,7 @@ def labels_are_next(net: nn.Module, x: Mapping[str, Any], labels: Tensor) -> boo
         found, step = _slope(own, logits), max(_ALIKE, 4 * torch.finfo(logits.dtype).eps)
         gaps = []
         for moved in (labels, next_labels(labels)):
-            point = logits.detach().requires_grad_(found.dim() > 0)
+            point = logits.detach().requires_grad_(found.shape == logits.shape)
             known = _slope(Loss.of("cross_entropy")(point, moved), point)
             gaps.append(float((found - known).norm()) - step * float(known.norm()))
         if min(gaps) <= 0:
