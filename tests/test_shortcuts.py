@@ -914,6 +914,35 @@ def test_slopes_at_zero(name):
     assert found.answers == ("never" if theorem else "wider" if "carry" in words else "open",)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_offset_beside_an_identity_is_one(bias):
+    layer = AddIdentity(nn.Linear(3, 3, bias=bias))
+    net = Residual(layer, SQUARED, nn.Linear(3, 3, bias=False)).double()
+    assert rt.shortcuts(net).answers == ("folds", "wider" if bias else "never")
+
+
+class ReadTwice(nn.Module):
+    """A sum of two layers that a longer sum and a product read."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layers, self.function = nn.ModuleList(nn.Linear(3, 3) for _ in range(4)), function
+
+    def forward(self, x):
+        a, b, c, d = self.layers
+        inner = a(x) + b(x)
+        return (x + inner + d(self.function(c(x)))) * inner
+
+
+@pytest.mark.parametrize(("function", "answer"), [(torch.relu, "wider"), (torch.tanh, "open")])
+def test_a_branch_without_a_function_carries_nothing(function, answer):
+    torch.manual_seed(0)
+    found = rt.shortcuts(ReadTwice(function).double())
+    assert found.answers == ("folds", answer) and found.enters == ("parallel", "identity")
+    assert found.extra[1] == (3 if answer == "wider" else None)
+    assert (found.how[1][:11] == "3 hidden un") is (answer == "wider")
+
+
 class Times(nn.Module):
     def __init__(self, block):
         super().__init__()

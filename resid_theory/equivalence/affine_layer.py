@@ -164,13 +164,13 @@ def behind(
     at: list[Any] = [-(low // s) for low, s in zip(window.low, window.stride, strict=True)]
     ends = [s * o + high for s, o, high in zip(window.stride, at, window.high, strict=True)]
     x = inner.bias.new_zeros(1, inner.inputs, *[end + 1 for end in ends])
-    bias = operation(inner(x))[(0, slice(None), *at)].detach()
+    bias = operation(inner(x))[(0, slice(None), *at)]
     many = x.expand(len(bias), *x.shape[1:]).requires_grad_()  # a row of the kernel of each
     with torch.enable_grad():
         out = operation(inner(many))[(slice(None), slice(None), *at)]
-    (rows,) = torch.autograd.grad(out.diagonal().sum(), many)
-    edges = zip(window.stride, at, window.low, ends, strict=True)
-    sides = [slice(s * o + low, end + 1) for s, o, low, end in edges]
+        (rows,) = torch.autograd.grad(out.diagonal().sum(), many)
+    edges = zip(window.stride, at, window.low, strict=True)
+    sides = [slice(s * o + low, None) for s, o, low in edges]
     kernel = rows[(slice(None), slice(None), *sides)].contiguous()
     return window.layer(kernel, bias)
 

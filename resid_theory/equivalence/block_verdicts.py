@@ -124,6 +124,8 @@ def carriers(
 ) -> tuple[list[AffineLayer], AffineLayer, list[UnitKind]]:
     """Read a branch whose functions can carry a shortcut."""
     graph = path.graph
+    if not functions:
+        raise NotOneLayer("its branch has no function")
     if any(graph.affine_entry(term, path.source) is not path.source for term in path.terms):
         raise NotOneLayer(f"the shortcut itself is {path.form}")
     for (first, last), words in (
@@ -198,10 +200,8 @@ def _two_layers(
     layers: list[AffineLayer], join: AffineLayer, unit: UnitKind, options: dict[str, Any]
 ) -> Verdict:
     up, down = (layer.dense for layer in layers)
-    W, b, V, c, P = (
-        part.flatten(1).cpu() if part.dim() > 1 else part.cpu()
-        for part in (up.weight, up.bias, down.weight, down.bias + join.bias, join.dense.weight)
-    )
+    W, V, P = (layer.weight.flatten(1).cpu() for layer in (up, down, join.dense))
+    b, c = up.bias.cpu(), (down.bias + join.bias).cpu()
     block = TwoLayers(
         up=W, bias=b, down=V, offset=c, shortcut=P, unit=unit,
         rounding=options["path"].graph.eps, positive=options["positive"],
@@ -238,7 +238,7 @@ def widened(
     if whole != join.stride:
         raise NotOneLayer(f"the shortcut has stride {join.stride}, its branch {whole}")
     one_tap = {*join.weight.shape[2:]} <= {1} and not any(join.padding)
-    if not one_tap and max(inner, default=1) > 1:
+    if not one_tap and max(inner) > 1:
         raise NotOneLayer("the shortcut has a kernel of several taps, its branch an inner stride")
 
     # By how many positions each layer makes its input smaller, at stride 1.
@@ -253,12 +253,12 @@ def widened(
     before = eye
     for layer, unit in zip(layers[:-1], units, strict=True):
         # What the last function left of the stream is read by `before`, and coded again.
-        mix = coded if before is eye else coded @ before
-        new.append(_beside(layer, mix, first=not new))
-        before = eye if keeps else torch.cat([eye, -eye], dim=1) / (unit.kappa or 1.0)
-    last, kernel = layers[-1].dense, join.dense.weight
-    if before is not eye:
-        kernel = torch.einsum("oi...,ic->oc...", kernel, before)
+        new.append(_beside(layer, coded @ before, first=not new))
+        if not keeps:
+            assert unit.kappa is not None
+            before = torch.cat([eye, -eye], dim=1) / unit.kappa
+    last = layers[-1].dense
+    kernel = torch.einsum("oi...,ic->oc...", join.dense.weight, before)
     carry = replace(join.dense, weight=kernel)
     if one_tap:
         carry = replace(last, weight=last.tap(kernel.flatten(1)), bias=join.bias)
@@ -309,7 +309,7 @@ def _theorem(path: ShortcutPath) -> str | None:
     graph = path.graph
     nodes = {node for other in path.others for node in graph.between(path.source, other)}
     if path.form == "gated" or any(
-        graph.kinds[node] == "norm" and graph.is_above(node, term)
+        graph.kinds[node] == "norm"
         for term in path.terms for node in graph.between(path.source, term)
     ):  # fmt: skip
         return None  # the shortcut itself may be bounded
@@ -360,7 +360,8 @@ def _shifts(graph: NetGraph, node: fx.Node) -> bool:
     if word.startswith(("BatchNorm", "batch_norm")) or word in ("add", "sub", "rsub"):
         return True
     if node.op == "call_module":
-        return getattr(graph.layer(node), "bias", None) is not None
+        layer = graph.layer(node)
+        return getattr(getattr(layer, "layer", layer), "bias", None) is not None
     if word in ("linear", "conv1d", "conv2d", "conv3d"):
         return graph.option(node, 2, "bias") is not None
     return False

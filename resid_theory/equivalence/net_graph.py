@@ -83,11 +83,11 @@ class NetGraph:
         self.fork: dict[fx.Node, fx.Node | None] = {}
         self.bit = {node: 1 << n for n, node in enumerate(self.module.graph.nodes)}
         for node in self.bit:
-            self.kinds[node] = kind = self._kind(node)
+            self.kinds[node] = self._kind(node)
             parts = self.inputs(node)
             if node.op != "placeholder" and self._fixed.issuperset(node.all_input_nodes):
                 self._fixed.add(node)
-            self.above[node] = 0 if kind == "constant" else self.bit[node]
+            self.above[node] = self.bit[node]
             for part in parts:
                 self.above[node] |= self.above[part]
             meet: set[fx.Node | None] = {*parts} or {None}

@@ -31,6 +31,7 @@ _EXACT = 1e-9
 """Gap in float64, relative, above which two maps are not the same."""
 
 
+@torch.no_grad()
 def layer_between(
     graph: NetGraph, first: fx.Node, last: fx.Node, like: AffineLayer | None = None
 ) -> AffineLayer:
@@ -45,12 +46,11 @@ def layer_between(
                 return layer
             rests = max(layer.stride, default=2)
             steps = zip(layer.weight.shape[2:], layer.dilation, layer.stride, strict=True)
-            side = [(size - 1) * wide + 1 + 2 * step + more for size, wide, step in steps]
+            side = [size * wide + 2 * step + more for size, wide, step in steps]
             sizes = (layer.inputs, *side) if side else (*[1] * more, layer.inputs)
             x = torch.randn(3, *sizes, generator=source, dtype=torch.float64)
             x = x.to(layer.weight.device)
-            with torch.no_grad():
-                found, exact = layer(x), graph.run(last, {first: x})
+            found, exact = layer(x), graph.run(last, {first: x})
         except NotOneLayer:
             raise
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
@@ -112,7 +112,7 @@ class _Piece:
             fixed = (part for part in node.all_input_nodes if kinds[part] == "constant")
             mean = self.graph.run(next(fixed))
         else:
-            mean = self.graph.layer(node).get_buffer("running_mean").double()
+            mean = self.graph.layer(node).get_buffer("running_mean")
         return AffineLayer(weight=mean[None], bias=mean, stride=(1,) * axes)
 
     def _axes(self, node: fx.Node) -> int:
@@ -155,7 +155,7 @@ class _Piece:
     def _scaled(self, node: fx.Node, inner: AffineLayer) -> AffineLayer:
         """A layer behind which every channel is scaled and shifted."""
         operation, rows = self._operation(node), (-1, *[1] * (inner.weight.dim() - 1))
-        at = [operation(inner.bias.new_full((1, len(inner.bias), *rows[2:]), value)).detach()
+        at = [operation(inner.bias.new_full((1, len(inner.bias), *rows[2:]), value))
               for value in (0.0, 1.0)]  # fmt: skip
         if at[0].numel() != len(inner.bias):
             raise NotOneLayer(f"{self.graph.word(node)} is not one map for all positions")

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -161,19 +162,19 @@ def _is_dirac(eye: Tensor) -> bool:
 
 def _layers(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Layers of each group, by the highest numbers that occur."""
-    count: dict[int, int] = {}
+    count: Counter[int] = Counter()
     for name, tensor in tensors.items():
         place = re.match(r"(?:features\.)?group(\d{1,3})\.block(\d{1,3})\.conv", name)
         if not place:
             continue
         group, block = int(place[1]), int(place[2])
-        count[group] = max(count.get(group, 0), block + 1)
+        count[group] = max(count[group], block + 1)
         if (group, block) == (0, 0) and tensor.dim() == 4 and len(tensor) * 2 == tensor.shape[1]:
             raise ValueError(
                 f"has kernels of twice the inputs, {tuple(tensor.shape)}, as the paper's first "
                 "version with its negative CReLU; needs version 2, with ReLU"
             )
-    return tuple(count.get(group, 0) for group in range(max(count, default=-1) + 1))
+    return tuple(count[group] for group in range(max(count, default=-1) + 1))
 
 
 def _built(
