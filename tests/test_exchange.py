@@ -169,6 +169,7 @@ def one(_):
     return torch.ones(1)
 
 
+SIGNS = torch.tensor([1.0] * 15 + [-1.0])
 REFUSED = [
     ("call inside", lambda m: cifar10("fc.bias", lambda t: Payload(m)), "asks for posix.system"),
     ("expanded", lambda m: cifar10("conv", lambda t: t[:1].expand(10**9, 3, 3, 3)), "claim"),
@@ -188,7 +189,7 @@ REFUSED = [
     ("half", lambda m: cifar10("conv", lambda t: t.half()), "torch.float16"),
     ("mixed", lambda m: cifar10("bn.bias", lambda t: t.float()), "one for all"),
     ("nan", lambda m: cifar10("conv", lambda t: t / 0 * 0), "'conv': entry (0, 0, 0, 0) is nan"),
-    ("variance", lambda m: cifar10("bn.running_var", lambda t: -t), "has a negative variance"),
+    ("variance", lambda m: cifar10("bn.running_var", lambda t: t * SIGNS), "negative variance"),
     ("eye", lambda m: cifar10("eye16_16_3_3", lambda t: t.flip(0)), "is not the identity"),
     (
         "other groups",
@@ -221,6 +222,7 @@ REFUSED = [
     ),
     ("stem", lambda m: cifar10("conv", lambda t: torch.zeros(16, 3, 5, 5)), "a stem of (5, 5)"),
     ("width", lambda m: cifar10("conv", lambda t: torch.zeros(17, 3, 3, 3)), "stem of 17 channels"),
+    ("no width", lambda m: cifar10("conv", lambda t: t[:0]), "has a stem of 0 channels, needs 16"),
     ("folded", lambda m: folded(cifar10("x", one)["params"]) | {"features.x": one(0)}, "no place"),
 ]
 
@@ -242,6 +244,13 @@ def test_a_wrong_or_hostile_file_is_refused_in_a_sentence(tmp_path, make, says):
     path = saved(tmp_path / "model.pt7", make(str(marker)))
     assert says in refusal_of(path)
     assert not marker.exists()
+
+
+def test_tensors_may_claim_no_more_bytes_than_the_file_has(tmp_path):
+    path = saved(tmp_path / "model.pt7", {"params": {"conv": torch.ones(1).expand(1000)}})
+    size = path.stat().st_size
+    assert 1000 / 8 < size < 8 * 1000
+    assert refusal_of(path).endswith(f"its tensors claim 8000 bytes in a file of {size}")
 
 
 def flipped(data):
@@ -291,6 +300,11 @@ OTHER_NETS = [
         "rule",
         lambda: changed(f"conv3.{WEIGHT}.0", lambda w: w.identity.mul_(2)),
         "an identity (32,",
+    ),
+    (
+        "shape",
+        lambda: changed("fc", lambda fc: setattr(fc.weight, "data", torch.ones(10, 7))),
+        "'fc.weight' has shape (10, 7), needs (10, 64)",
     ),
     (
         "inf",

@@ -175,11 +175,19 @@ def test_gates_of_convolutions(side, answer):
         assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
+@pytest.mark.parametrize("function", [torch.relu, torch.abs])
+def test_a_gate_lets_no_line_pass_that_is_one_for_positive_numbers_only(function):
+    gate = Gate(nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 4), Apply(function)))
+    assert rt.shortcuts(Residual(gate, nn.Linear(4, 3))).answers == ("open",)
+
+
 def test_rounding_is_that_of_the_coarsest_weights():
     planted, _, _ = constructed_block(0)
     net = nn.Sequential(planted.float(), Apply(lambda x: x.double()), nn.Linear(2, 2).double())
     assert rt.shortcuts(net).answers == ("same width",)
     assert rt.shortcuts(planted.double()).answers == ("wider",)  # single precision is none
+    beside = AddIdentity(nn.Linear(3, 3)).float()  # in single precision 1 + w would be rounded
+    assert rt.shortcuts(nn.Sequential(beside)).gap[0] < SAME
 
 
 class Named(nn.Module):
@@ -314,6 +322,9 @@ def test_the_stream_behind_a_gate_may_be_bounded_as_its_branch(function):
     assert "gated" in found.enters and set(found.answers) == {"open"}
     normed = Residual(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), projection=nn.LayerNorm(3))
     assert rt.shortcuts(normed).how == ("the shortcut itself is normalized",)
+    branch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
+    half = Parallel(Parallel(nn.Identity(), nn.LayerNorm(3)), branch)
+    assert rt.shortcuts(half).how == ("the shortcut itself is normalized",)
 
 
 def test_words_of_lists_and_records():
@@ -1233,6 +1244,10 @@ NO_LAYER = {
     "broadcast": (Parallel(C(3, 1, 1), C(3, 4, 1)), "different strides or channels"),
     "one-sided": (Residual(Apply(lambda t: F.pad(t, (1, 0, 0, 1))), C(3, 3, 2)),
                   "no padding of one convolution gives its size (4, 4)"),
+    "crop of rows": (Residual(C(3, 3, (3, 1)), projection=Apply(lambda t: F.pad(t, (0, 0, -1, -1))
+                                                                )), "it crops its input"),
+    "crop of columns": (Residual(C(3, 3, (1, 3)), projection=Apply(lambda t: F.pad(t, (-1, -1)))),
+                        "it crops its input"),
     "vector": (Residual(Apply(lambda t: F.linear(t, EACH[:3]))), "number of channels"),
     "product with a vector": (Residual(Apply(lambda t: t @ EACH[:3])), "number of channels"),
     "vector behind a layer": (Residual(nn.Linear(3, 3), Apply(lambda t: t @ EACH[:3])),
@@ -1295,6 +1310,13 @@ ONE_LAYER = {
         Residual(C(4, 4, 3, padding=1, padding_mode="circular")),
         (3, 3), (1, 1), (1, 1), 1, "circular",
     ),
+    "circular along an axis": (
+        Residual(C(4, 4, (3, 1), padding=(1, 0), padding_mode="circular")),
+        (3, 1), (1, 0), (1, 1), 1, "circular",
+    ),
+    "groups of two sides": (
+        Parallel(C(4, 4, (1, 2), 2, groups=2), C(4, 4, 2, 2, groups=2)), (2, 2), (0, 0), (2, 2), 2,
+    ),
     "pad": (Residual(Apply(lambda t: F.pad(t, (1, 1, 2, 2))), C(4, 4, (5, 3))), (5, 3), (2, 1)),
     "pool": (Parallel(nn.AvgPool2d((1, 2), (3, 2)), C(4, 4, 1, (3, 2))), (1, 2), (0, 0), (3, 2)),
     "pad an axis": (Residual(Apply(lambda t: F.pad(t, (1, 1))), C(4, 4, (1, 3))), (1, 3), (0, 1)),
@@ -1335,6 +1357,14 @@ def test_what_one_convolution_is(name):
     assert sides(made) == (*shape, *default[len(shape) - 1 :])
     found = rt.shortcuts(net)
     assert relative_error(new(x), net(x)) < SAME and found.gap[0] < SAME and found.extra == (0,)
+
+
+def test_a_padding_of_three_axes():
+    torch.manual_seed(0)
+    pad = Apply(lambda t: F.pad(t, (1, 1, 0, 0, 2, 2)))
+    net, x = Residual(pad, nn.Conv3d(3, 3, (5, 1, 3))).double(), torch.randn(2, 3, 6, 4, 5)
+    assert rt.shortcuts(net).answers == ("folds",)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
 @pytest.mark.parametrize("axes", range(4))
