@@ -414,6 +414,7 @@ def test_a_convolution_behind_two_norms(same):
     norms = [nn.BatchNorm2d(2) for _ in range(3)]
     for norm in norms:
         norm.running_mean.normal_()
+        norm.running_var.uniform_(1, 2)
     net = nn.Sequential(conv, norms[0], nn.ReLU(), conv, norms[0 if same else 1]).eval()
     if not same:
         net.extend([conv, norms[2].eval()])
@@ -423,6 +424,15 @@ def test_a_convolution_behind_two_norms(same):
     first, words = ("Conv2d, BatchNorm2d", "Conv2d"), "Conv2d, no longer tied to layer '0'"
     second = {} if same else {"3": (first[0], words), "5": (first[0], words)}
     assert rt.conversion(new).converted == {"0": first, **second}
+
+
+@pytest.mark.parametrize("frozen", ["conv", "norm", "both"])
+def test_a_folded_layer_is_frozen_if_all_that_it_is_made_of_is(frozen):
+    conv, norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+    for name, module in (("conv", conv), ("norm", norm)):
+        module.requires_grad_(frozen not in (name, "both"))
+    new = rt.fold(nn.Sequential(conv, norm).eval())
+    assert [p.requires_grad for p in new.parameters()] == [frozen != "both"] * 2
 
 
 class Doubled(AddIdentity):

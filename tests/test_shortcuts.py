@@ -316,6 +316,25 @@ class DenseFormer(nn.Module):
         return states[-1]
 
 
+class GateOfLayer(nn.Module):
+    """A stream that is multiplied by what a layer reads, too, or by what its norm is."""
+
+    def __init__(self, normed):
+        super().__init__()
+        self.normed = normed
+        self.gate, self.layer = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.gate(x))
+        return gate * (F.layer_norm(x, (3,)) if self.normed else x) + self.layer(gate)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_gated_shortcut_begins_at_the_stream_and_not_at_its_gate(normed):
+    found = rt.shortcuts(GateOfLayer(normed))
+    assert (found.enters, found.around) == (("gated",), ("gate, layer",))
+
+
 @pytest.mark.parametrize("function", [torch.relu, torch.tanh])
 def test_the_stream_behind_a_gate_may_be_bounded_as_its_branch(function):
     found = rt.shortcuts(Highway(3, function))
@@ -431,6 +450,26 @@ def test_what_cannot_be_traced_is_listed_and_its_parts_are_read():
     found = rt.shortcuts(Picky(nn.Sequential(Picky(inside), Residual(*branch))))
     assert found.modules == ("block.0.block.0", "block.0.block.1.a", "block.1")
     assert [*found.untraced] == ["", "block", "block.0"]
+
+
+class Raises(nn.Module):
+    def __init__(self, error, inner=None):
+        super().__init__()
+        self.error, self.inner = error, inner
+
+    def forward(self, x):
+        raise self.error
+
+
+def test_why_a_module_cannot_be_traced_is_its_first_sentence():
+    found = rt.shortcuts(Raises(ValueError("one. two.\nthree"), Raises(KeyError())))
+    assert found.untraced == {
+        "": "cannot be traced: one. two; with a sample torch.export is tried, too",
+        "inner": "cannot be traced: KeyError",
+    }
+    assert found.remarks() == [
+        f"the net itself: {found.untraced['']}.", "inner: cannot be traced: KeyError."
+    ]  # fmt: skip
 
 
 class Scaled(nn.Module):
@@ -675,6 +714,13 @@ INNER = {
     "its inverse": (lambda t: t / (t.pow(2).mean(-1, keepdim=True) + 0.1).rsqrt(), OPEN),
     "norm by its vector": (lambda t: t.norm(dim=-1, keepdim=True) / t, OPEN),
     "times its norm": (lambda t: t * t.norm(dim=-1, keepdim=True), OPEN),
+    "mean of logarithms": (lambda t: t / t.square().log1p().mean(-1, keepdim=True).sqrt(), OPEN),
+    "times a mean of logarithms": (
+        lambda t: t * t.square().log1p().mean(-1, keepdim=True).sqrt(),
+        OPEN,
+    ),
+    "cube of its norm": (lambda t: t / t.norm(dim=-1, keepdim=True) ** torch.tensor(3.0), OPEN),
+    "times the cube": (lambda t: t * t.norm(dim=-1, keepdim=True) ** torch.tensor(3.0), OPEN),
     "bound of a norm": (lambda t: (t / t.norm(dim=-1, keepdim=True)).exp(), NEVER),
     "pole of a norm": (lambda t: (t / t.norm(dim=-1, keepdim=True)).log(), OPEN),
     "swish with a number": (lambda t: t * torch.sigmoid(ONE * t), WIDER),
@@ -1151,6 +1197,11 @@ def test_the_new_net_keeps_dtypes_frozen_weights_and_names():
     )
     with pytest.raises(ValueError, match="got 3 axes"):
         rt.absorb(Residual(again[0][0]))(x[None])
+    with pytest.raises(ValueError, match="got 3 axes"):
+        rt.absorb(Residual(again[0][0], nn.Linear(3, 3)))(x[None])
+    half = Residual(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3))
+    for made in (half, Residual(Apply(lambda x: F.linear(x, EACH.diag()[:3, :3])))):
+        assert all(p.requires_grad for p in rt.absorb(made.double()).parameters())
     relu = nn.ReLU()
     shared = nn.Sequential(
         nn.Sequential(relu, nn.Linear(3, 3)), Residual(nn.Linear(3, 4), relu, branch[2])

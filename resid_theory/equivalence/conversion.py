@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,7 +166,7 @@ class Converter:
 
     def rebuilt(
         self, layer: nn.Module, name: str, weight: Tensor, bias: Tensor | None,
-        sources: Iterable[nn.Parameter | None] = (),
+        sources: Sequence[nn.Parameter] = (),
     ) -> nn.Module:  # fmt: skip
         """A layer of the same class with another weight and bias; all else is kept."""
         # Not remove_parametrizations on a copy: it would break the original, whose class is the
@@ -194,9 +194,9 @@ class Converter:
         return new if rule is None else mark(new, rule)
 
     def _tied(
-        self, name: str, kind: str, value: Tensor, sources: Iterable[nn.Parameter | None]
+        self, name: str, kind: str, value: Tensor, sources: Sequence[nn.Parameter]
     ) -> nn.Parameter:
-        own = {p for p in sources if p is not None}
+        own = {*sources}
         akin = [made for made in self._made if made[1] == kind and own & made[2]]
         for _, _, _, parameter in akin:
             if same(parameter, value):
@@ -215,7 +215,8 @@ class Converter:
                 "another weight; needs weights of their own"
             )
         old, new = self.converted[name]
-        self.converted[name] = old, f"{new}, no longer tied to {other}"
+        words = f", no longer tied to {other}"  # once for weight and bias
+        self.converted[name] = old, new.removesuffix(words) + words
 
 
 def _sources(layer: nn.Module, tensor: str) -> Iterable[nn.Parameter]:

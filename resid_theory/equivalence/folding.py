@@ -114,7 +114,7 @@ class _Folding(Converter):
                 weight, bias = _with_norm(layer, name, norm, norm_name)
                 check_no_hooks(layer, name)
                 check_no_hooks(norm, norm_name)
-                new = self.rebuilt(layer, name, weight, bias, norm.parameters())
+                new = self.rebuilt(layer, name, weight, bias, [*norm.parameters()])
                 if isinstance(layer, nn.Linear):
                     new.register_forward_pre_hook(check_two_axes)
             self._folded[layer, norm] = new

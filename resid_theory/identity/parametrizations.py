@@ -98,7 +98,7 @@ class DominantWeight(ResidualWeight):
         self.dense = check_int("dense", dense, minimum=0)
         if self.dense > len(identity):
             raise ValueError(f"dense: got {dense}, needs at most the {len(identity)} outputs")
-        diagonal = identity.flatten(2).sum(2) if identity.dim() > 2 else identity.clone()
+        diagonal = identity.unsqueeze(-1).flatten(2).sum(2)
         if not bool((diagonal.sum(1) == 1).all()):
             raise ValueError("identity: got an output without an entry, needs one for each output")
         diagonal[len(identity) - self.dense :] = 1
