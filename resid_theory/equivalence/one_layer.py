@@ -106,24 +106,23 @@ class _Piece:
         word = self.graph.word(node)
         if not word.lower().startswith("batch") or not self._reads(node):
             return None
-        axes = self._axes(node)
         if word == "batch_norm":
             kinds = self.graph.kinds
             fixed = (part for part in node.all_input_nodes if kinds[part] == "constant")
             mean = self.graph.run(next(fixed))
         else:
             mean = self.graph.layer(node).get_buffer("running_mean")
-        return AffineLayer(weight=mean[None], bias=mean, stride=(1,) * axes)
+        return AffineLayer(weight=mean[None], bias=mean, stride=self._stride(node))
 
-    def _axes(self, node: fx.Node) -> int:
-        """Axes of the nearest layer before or behind a node, where nothing reshapes between."""
+    def _stride(self, node: fx.Node) -> tuple[int, ...]:
+        """That of the nearest layer before or behind a node, where nothing reshapes between."""
         near = [node]
         for each in near:
             if (own := self._own(each)) is not None:
-                return len(own.stride)
+                return own.stride
             beside = [*self.graph.inputs(each), *each.users]
             near += [n for n in beside if n not in near and self.graph.kinds[n] != "other"]
-        return 0
+        return ()
 
     def layer(self, node: fx.Node) -> AffineLayer:
         """The layer from the first node to this one."""
