@@ -800,5 +800,3 @@ def test_a_multiplicity_is_open_where_a_cluster_or_its_neighbour_is(
         assert found.at_least.tolist() == [True, near, near]
         assert (found.missed_probability, found.limits) == (0.25, (-7.0, 8.0))
         assert found.converged.tolist() == [True, True, False]
-    short = replace(state, targets=state.targets[:2])  # none for pairs of another run
-    assert not _result(krylov, short, complete).converged.any()

@@ -183,8 +183,7 @@ class Density(Result):
         """
         grid = as_tensor("grid", grid).to("cpu", torch.float64).reshape(-1)
         below = (self.known[:, None] <= grid).double().sum(0) / self.size
-        points, at = grid.unique(return_inverse=True)
-        by_probe = torch.stack([measure.below(points)[0][at] for measure in self._measures])
+        by_probe = torch.stack([measure.below(grid)[0] for measure in self._measures])
         return self._curve(grid, self._share * by_probe, below, 0.0)
 
     def smoothed(self, grid: Tensor | None = None, *, width: float | None = None) -> Curve:
@@ -304,8 +303,7 @@ class Density(Result):
             ValueError: If the share is outside [0, 1].
         """
         share = check_within("share", share, 0, 1)
-        places = torch.cat([self.nodes.reshape(-1), self.known])
-        places = places.abs() if magnitude else places
+        places = self._seen.abs() if magnitude else self._seen
         value = _place(self._sorted(places), share)
         half = error = math.inf
         if self.probes > 1:

@@ -65,9 +65,7 @@ class ProbeMeasure:
         """The measure without some nodes, with mass one again."""
         if not places:
             return self
-        keep = torch.ones(len(self.nodes), dtype=torch.bool).index_fill(
-            0, torch.tensor(places), False
-        )
+        keep = [place for place in range(len(self.nodes)) if place not in places]
         nodes, start = self.nodes[keep], self._parts[1][0, keep].abs()
         # Lanczos on the nodes themselves, with as many Gram-Schmidt passes as it needs.
         basis, diagonal, links = [start / start.norm()], [], []

@@ -225,11 +225,7 @@ def _result(krylov: Krylov, state: SearchState, complete: bool) -> Eigenpairs:
         bounds=bounds[columns],
         multiplicities=counts[mine],
         at_least=open_ended[mine],
-        converged=(
-            bounds[columns] <= state.targets + ritz.noise
-            if len(state.targets) == len(columns)
-            else torch.full((len(columns),), False)
-        ),
+        converged=bounds[columns] <= state.targets + ritz.noise,
         accepted_miss=goal.missed,
         missed_probability=0.0 if complete else state.missed,
         limits=limits,

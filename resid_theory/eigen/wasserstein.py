@@ -41,7 +41,7 @@ class Masses:
         )
 
     def below(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Mass up to and including ascending points, and mass per length behind each, (n,)."""
+        """Mass up to and including some points, and mass per length behind each, (n,)."""
         # All breaks of the cumulative mass, and the points, in one sorted list.
         breaks = torch.cat([points, self.places, self.starts, self.ends]).unique()
         heights = self.spread / (self.ends - self.starts)
