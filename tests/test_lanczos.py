@@ -856,9 +856,17 @@ def test_a_space_holds_what_the_matrix_makes_of_it(count, dtype, generator):
     assert ritz.noise == pytest.approx(0.125 + krylov.round_off, rel=1e-6)
     vectors = inside @ ritz.weights
     gaps = whole @ vectors - vectors * ritz.values
-    assert bool((gaps.norm(dim=0) <= ritz.residuals - 0.125 + small).all())
+    # What is outside of [U, V] of A U and of A V, as they add up in each vector.
+    parts = errors.double() - V @ (V.T @ errors.double()), Q @ (Q.T @ image)
+    parts = parts[0] @ ritz.weights[:count], parts[1] @ ritz.weights[count:]
+    lengths = sum(part.norm(dim=0) for part in parts)
+    torch.testing.assert_close(ritz.residuals, lengths + ritz.noise, rtol=0, atol=small)
+    assert bool((gaps.norm(dim=0) <= lengths + small).all())
     order = torch.tensor([8, 0, 5])
-    above = ritz.residual_gram(order) - gaps[:, order].T @ gaps[:, order]
+    grams = sum(part[:, order].T @ part[:, order] for part in parts)
+    grams = 2 * grams if count else grams  # an upper bound where there are two parts
+    torch.testing.assert_close(ritz.residual_gram(order), grams, rtol=0, atol=small)
+    above = grams - gaps[:, order].T @ gaps[:, order]
     assert float(torch.linalg.eigvalsh(above).min()) >= -small
     measured = krylov.measure(ritz, torch.tensor([0, 2, 5, 8]))
     torch.testing.assert_close(
@@ -882,6 +890,7 @@ def test_what_restarts_drop_is_in_every_residual(generator):
         V = krylov.multiplied_vectors.clone()
         own = V.T @ krylov.operator.matrix @ V
         chosen = torch.linalg.eigh((own + own.T) / 2).eigenvectors[:, kept]
+        assert krylov.asymmetry == pytest.approx(float((own - own.T).norm()) / 2)
         dropped.append(float((own @ chosen - chosen @ (chosen.T @ own @ chosen)).norm()))
         krylov.restart(torch.tensor(kept))
         assert krylov.ritz().noise - krylov.round_off == pytest.approx(math.hypot(*dropped))

@@ -144,6 +144,18 @@ def test_rounding_of_the_part_outside_makes_no_bound_smaller(seed, dtype):
     assert dtype == torch.float32 or 0 < least <= most <= 2 * lost
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_the_part_outside_may_have_lost_a_rounding_of_each_vector(steps):
+    U, D = torch.eye(9)[:, :2], torch.eye(9)[:, 2:4]
+    locked = Locked(vectors=U, values=torch.zeros(2), errors=D, noise=0.0)
+    with RecordedOperator(torch.zeros(9, 9)) as products:
+        krylov = Krylov(products, locked, width=1, capacity=9, generator=torch.Generator())
+        if steps:
+            krylov.extend(products @ krylov.block)
+    exact = (1 + 2 * (2 + steps) * 2.0**-52) * torch.eye(2)  # two, by a trace of two
+    assert torch.equal(krylov.ritz().gram, exact)
+
+
 def test_random_vectors_that_fill_a_complement_are_orthogonal_to_rounding():
     generator = torch.Generator().manual_seed(1)
     basis = torch.linalg.qr(torch.randn(300, 200, generator=generator))[0]
@@ -208,6 +220,41 @@ def test_a_goal_selects_from_sorted_values(which, k, count):
     assert [goal.edge(torch.tensor(wanted), sign) for sign in (1, -1)] == [upper, lower]
     assert goal.total == k * (1 + (which == "both"))
     assert goal.signs == {"largest": (1,), "smallest": (-1,)}.get(which, (1, -1))
+
+
+@pytest.mark.parametrize(
+    ("draws", "waiting", "dimension", "open_"),
+    [(1, 1, 6, False), (1, 1, 5, True), (2, 2, 8, False), (2, 2, 7, True), (2, 1, 99, True)],
+)
+def test_a_space_of_which_the_next_block_is_smaller_excludes_nothing(
+    draws, waiting, dimension, open_
+):
+    ladder = torch.cat([torch.diag(torch.arange(4.0)), torch.eye(4)[4 - waiting :]])
+    run = Certificate(dimension=dimension, draws=draws, ladder=ladder, noise=1e-9)
+    assert (run.missed_at(1e4) == 1.0) is open_
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize(
+    ("near", "offset"), [(None, 0.37), (None, 0.3e-3), (None, -1.1e-3), (2, 0.0), (3, 0.37)]
+)
+def test_an_ellipsoid_is_the_image_of_a_null_space(near, offset, draws):
+    """Of M(λ), λ at some offset from the third Ritz value; and what rounding adds."""
+    drawn, noise = torch.Generator().manual_seed(draws), 1e-3
+    own, links = torch.randn(7, 7, generator=drawn), torch.randn(draws, 7, generator=drawn)
+    values, vectors = torch.linalg.eigh(own + own.T)
+    run = Certificate(
+        dimension=99, draws=draws, ladder=torch.cat([own + own.T, links]), noise=noise
+    )
+    gaps, residuals = values[2] + offset - values, links @ vectors
+    gaps[gaps.abs() < noise] = noise  # no nearer than that
+    if near is not None:  # of which nothing is known
+        gaps[near], residuals[:, near] = noise, 0.0
+    normal = torch.cat([-gaps * vectors, residuals])  # M Y, to which g is orthogonal
+    start, inside = vectors[:draws], torch.linalg.svd(normal).U[:draws, 7:]
+    exact = inside @ inside.T + noise**2 * start / gaps**2 @ start.T
+    found = run.ellipsoid(values[2].item() + offset, near=near)
+    torch.testing.assert_close(found @ found.T, exact, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize(("draws", "near", "chance"), [(2, 0, 1.0), (3, 0, 0.0), (2, None, 0.0)])

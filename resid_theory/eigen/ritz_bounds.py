@@ -80,8 +80,6 @@ def error_bounds(ritz: Ritz, goal: Goal) -> Tensor:
         order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
         count = int(torch.isin(order[: goal.k], columns).cumprod(0).sum())
         most = min(count + _BEYOND, total) - 1
-        if most < 1:
-            continue
         values, residuals = sign * ritz.values[order], ritz.residuals[order]
         gram = ritz.residual_gram(order[:most])
         spread = gram.diagonal().cumsum(0).sqrt()
