@@ -40,7 +40,6 @@ class WeightUse:
         weight: The weight, (K, N), or (parts, K, N), with its graph.
         input: What it multiplies, (parts, T, K), with its graph.
         turned: Whether the product is (N, T).
-        shape: Shape of the product.
         bias: Name of the parameter that is added; empty if none is.
         added: The node whose result is added; None if none is.
     """
@@ -51,7 +50,6 @@ class WeightUse:
     weight: Tensor
     input: Tensor
     turned: bool
-    shape: tuple[int, ...]
     bias: str
     added: Any
 
@@ -114,12 +112,14 @@ class WeightUse:
 
     def rows(self, output: Tensor) -> Tensor:
         """A tensor of the shape of the product as (parts, T, N); axes in front are left."""
+        (made,) = self.node._input_metadata
         flat = output.mT if self.turned else output
-        return flat.reshape(*output.shape[: -len(self.shape)], *self.rows_shape)
+        return flat.reshape(*output.shape[: -len(made.shape)], *self.rows_shape)
 
     def placed(self, rows: Tensor) -> Tensor:
         """The reverse of :meth:`rows`."""
-        *front, down, across = *rows.shape[:-3], *self.shape
+        (made,) = self.node._input_metadata
+        *front, down, across = *rows.shape[:-3], *made.shape
         if not self.turned:
             return rows.reshape(*front, down, across)
         return rows.reshape(*front, across, down).mT
@@ -210,11 +210,10 @@ class LossGraph:
         if weight is None:  # autograd saves none beside a constant
             self._maps[node] = parameter_name
             return
-        shape = (*factors[0].shape[:-1], factors[1].shape[-1])
         if at == 0:
             weight, x = weight.mT, x.mT
-        shared = weight.dim() == 2 or weight.stride(0) == 0
-        weight = weight[0] if weight.dim() == 3 and shared else weight
+        if weight.dim() == 3 and weight.stride(0) == 0:
+            weight = weight[0]  # all parts have the same
         if 1 in weight.shape[-2:] and (parameter.dim() == 1 or weight.numel() < parameter.numel()):
             return  # a vector, such as the shares in which a branch reads several streams
         self._maps[node] = parameter_name
@@ -222,7 +221,7 @@ class LossGraph:
         yield WeightUse(
             node=node, name=parameter_name, weight=weight,
             parameter=None if others else parameter,
-            input=x.reshape(1, -1, x.shape[-1]) if shared else x, turned=at == 0, shape=shape,
+            input=x if weight.dim() == 3 else x.reshape(1, -1, x.shape[-1]), turned=at == 0,
             bias=self._parameters[id(_through_views(added).variable)][0] if added else "",
             added=added,
         )  # fmt: skip
@@ -246,19 +245,16 @@ class LossGraph:
     def branch_names(self) -> list[str]:
         """Parameters in products that the data can go around, past fewer products."""
         cost = {node: int(node in self._maps) for node in self._nodes}
-        far = float("inf")
         to_data: dict[Any, float] = {}
+        to_loss: dict[Any, float] = {}
         for node in self._nodes:
-            before = min((to_data[n] for n in _inputs_of(node)), default=far)
+            before = min((to_data[n] for n in _inputs_of(node)), default=float("inf"))
             to_data[node] = cost[node] + (node not in self._sources and before)
-        to_loss = {self._root: 0.0}
-        for node in reversed(self._nodes):
-            behind = (to_loss[n] + cost[n] for n in self._readers[node])
-            to_loss[node] = min(behind, default=to_loss.get(node, far))
+        for node in reversed(self._nodes):  # of which the last one alone has no readers
+            to_loss[node] = min((to_loss[n] + cost[n] for n in self._readers[node]), default=0.0)
         least = to_data[self._root]
-        around = [n for n in self._maps if to_data[n] + to_loss[n] > least]
-        on_way = {self._maps[n] for n in self._maps} - {self._maps[n] for n in around}
-        return list(dict.fromkeys(self._maps[n] for n in around if self._maps[n] not in on_way))
+        around = (n for n in self._maps if to_data[n] + to_loss[n] > least)
+        return list(dict.fromkeys(self._maps[n] for n in around))
 
     def without(self, names: Iterable[str]) -> "BranchGraph":
         """The stream that is left without some weights, and the branches that they make."""
@@ -365,8 +361,7 @@ def _all_nodes(*roots: Any, stop: Callable[[Any], bool] = lambda _: False) -> li
 def _through_views(node: Any) -> Any:
     """The leaf that a node only shows another way; None if it computes something."""
     while not _is_leaf(node):
-        own = list(_inputs_of(node))
-        if not _is_view(node) or len(own) != 1:
+        if not _is_view(node):
             return None
-        (node,) = own
+        (node,) = _inputs_of(node)
     return node
