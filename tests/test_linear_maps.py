@@ -1,5 +1,7 @@
 """Maps found by operation: names, and values against one sample at a time in plain torch."""
 
+import math
+import random
 import re
 
 import pytest
@@ -14,6 +16,7 @@ import resid_theory as rt
 from resid_theory.data import Data
 from resid_theory.stability.layer_inputs import ROUTED, RowOrder, looks_at
 from resid_theory.stability.map_observer import MapObserver
+from resid_theory.stability.weight_tracker import _part
 
 TOKENS, FEATURES = 5, 4
 
@@ -64,7 +67,15 @@ def filled(x):
 def met(x, w):
     made = 2 * w
     made.mul(x.mean())
+    made[x[:, 0, 0].long() % 3]
     return F.linear(x, made)
+
+
+def chosen(x):
+    """A mask in whose making samples have a part."""
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask |= x.isfinite().all()
+    return mask
 
 
 def circular(x, w):
@@ -237,11 +248,50 @@ def test_the_output_of_a_scaled_operation_counts_as_it_is_where_the_bias_does():
     torch.testing.assert_close(found, above / w.norm() / x.flatten(1).norm(dim=1))
 
 
+@pytest.mark.parametrize("held", ["buffer", "attribute", "list"])
+def test_no_sample_has_a_part_in_what_the_net_holds(held):
+    mask, x = torch.ones(3, 4).tril(), noise(5, FEATURES)
+    net = Used((3, 4), lambda x, w: F.linear(x, w * (net.mask[0] if held == "list" else net.mask)))
+    if held == "buffer":
+        net.register_buffer("mask", mask)
+    else:
+        net.mask = [mask] if held == "list" else mask
+    found, weight = rt.layer_cushions(net, x), net.w.detach() * mask
+    exact = (x @ weight.T).norm(dim=1) / weight.norm() / x.norm(dim=1)
+    torch.testing.assert_close(found.values, exact[None], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_part_is_called_by_the_indices_that_make_it(seed):
+    """Of a matrix or an array in any order of axes: a box, or entries with steps between them."""
+    draw = random.Random(seed)
+    sizes = [draw.randint(1, 4) for _ in range(draw.randint(1, 4))]
+    axes = draw.sample(range(len(sizes)), len(sizes))
+    whole = noise(3 + math.prod(sizes))[3:].view(sizes).permute(axes)
+    index, names, steps = [], [], False
+    for size in whole.shape:
+        first = draw.randrange(size)
+        end, step = draw.randint(first + 1, size), draw.choice([1, 1, 2])
+        index.append(first if draw.random() < 0.3 else slice(first, end, step))
+        taken = len(range(size)[first:end:step]) if isinstance(index[-1], slice) else 1
+        steps |= taken > 1 and step > 1
+        box = f"{first}:{first + taken}"
+        names.append(str(first) if taken == 1 else ":" if taken == size else box)
+    part = whole[tuple(index)]
+    while names[1:] and names[-1] == ":":
+        names.pop()
+    expected = f"[{', '.join(names)}]" if part.numel() < whole.numel() else ""
+    if steps:
+        expected = f"[{part.storage_offset() - whole.storage_offset()}::]"
+    assert _part(whole, part.permute(draw.sample(range(part.dim()), part.dim()))) == expected
+
+
 PUT = "is in a weight that is put together from several parameters"
 
 
 @pytest.mark.parametrize("shape, function, reason", [
     ((4,), lambda x, w: x * w, "scales each channel"),
+    ((4, 4), lambda x, w: F.linear(x, w * chosen(x)), "scales each channel"),
     ((4,), lambda x, w: x + w, "is added, as"),
     ((9, 4), lambda x, w: x + F.embedding(x.argmax(-1), w), "an embedding: rows"),
     ((2, 4, 3), lambda x, w: torch.einsum("btd,btdk->btk", x, w[x[..., 0].long().abs() % 2]),
@@ -577,24 +627,24 @@ class Tied(nn.Module):
 
     def __init__(self, *, layer):
         super().__init__()
-        self.words, self.inner = nn.Embedding(9, 4), nn.Linear(4, 4)
+        self.embed, self.inner = nn.Embedding(9, 4), nn.Linear(4, 4)
         if layer:
             self.head = nn.Linear(4, 9, bias=False)
-            self.head.weight = self.words.weight
+            self.head.weight = self.embed.weight
 
     def forward(self, ids):
-        x = self.inner(self.words(ids))
-        return self.head(x) if hasattr(self, "head") else F.linear(x, self.words.weight)
+        x = self.inner(self.embed(ids))
+        return self.head(x) if hasattr(self, "head") else F.linear(x, self.embed.weight)
 
 
 @pytest.mark.parametrize("layer", [False, True], ids=["function", "layer"])
 def test_a_tied_decoder(layer):
     net, ids = Tied(layer=layer), torch.arange(15).view(5, 3) % 9
     found = rt.layer_cushions(net, ids)
-    assert found.layers == ("inner", "head" if layer else "words.weight")
+    assert found.layers == ("inner", "head" if layer else "embed.weight")
     assert not found.not_covered
-    z = net.inner(net.words(ids)).detach()
-    weight = net.words.weight.detach()
+    z = net.inner(net.embed(ids)).detach()
+    weight = net.embed.weight.detach()
     exact = (z @ weight.T).flatten(1).norm(dim=1) / weight.norm() / z.flatten(1).norm(dim=1)
     torch.testing.assert_close(found.values[1], exact, rtol=1e-12, atol=0)
 

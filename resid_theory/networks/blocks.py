@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import ParamSpec
 
@@ -132,10 +133,7 @@ def head(features: int, classes: int) -> Parts:
 
 def sequence(parts: Iterable[tuple[str, nn.Module]]) -> nn.Sequential:
     """An ``nn.Sequential`` of named layers; ``net[i:j]`` keeps the names."""
-    net = nn.Sequential()
-    for name, module in parts:
-        net.add_module(name, module)
-    return net
+    return nn.Sequential(OrderedDict(parts))
 
 
 def depth_to_n(depth: int, per: int, extra: int) -> int:

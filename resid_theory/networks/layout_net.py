@@ -98,7 +98,7 @@ class LayoutNet(nn.Module):
                 self._streams = [part.tolist() for part in single_stream(reads, last)]
             rows, out = list(reads), list(last)
             widths = [(self.width, self.width)] * (len(rows) + 1)
-        if self.branch == 1 and hidden is not None and self.hidden != self.width:
+        if self.branch == 1 and self.hidden != self.width:
             raise ValueError(f"hidden: got {hidden} with branch=1, needs branch >= 2")
         self.outputs, self.blocks = widths[0][1], len(rows)
         place = torch.get_default_device()

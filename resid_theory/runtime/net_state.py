@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OF_TORCH", "NetAttributes", "NetState", "changeable_buffers", "copied"]
+__all__ = ["NetAttributes", "NetState", "changeable_buffers", "copied"]
 
-OF_TORCH = frozenset(vars(nn.Module()))
+_OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module: hooks, flags, tables."""
 
 _NUMBERS = (bool, int, float, complex, str)
@@ -203,7 +203,7 @@ def _bits(*tensors: Tensor) -> list[Tensor]:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if key not in OF_TORCH}
+    return {key: value for key, value in vars(module).items() if key not in _OF_TORCH}
 
 
 def _containers(given: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

@@ -22,9 +22,7 @@ ROUTED = "the rows of its input are not those of the samples in turn, as those r
 _UNCLEAR = "cannot tell which sample each row of its input belongs to"
 _ORDER = [1, 2, 0]  # of three samples: what they share does not know which of them comes first
 _PLACES = [2, 0, 1]  # of each of them in it
-_STEP = (
-    2e-6  # relative change by 16 float32 roundings, which other sizes of a batch round otherwise
-)
+_STEP = 2e-6  # 16 roundings in float32, which other sizes of a batch make otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +157,10 @@ def _layout(two: Tensor, three: Tensor, axes: int) -> RowOrder | str:
         return ROUTED
     grown = [a for a in range(two.dim()) if two.shape[a] != three.shape[a]]
     if not grown:
-        shared = RowOrder(axis=None)
-        single = two.dim() < axes  # one image
-        alike = not single and _same(two, three)
-        odd = f"its input has the shape {tuple(two.shape)} for any number of samples"
-        return shared if alike else f"{odd}, and other values"
+        if two.dim() >= axes and _same(two, three):  # not one image
+            return RowOrder(axis=None)
+        shape = tuple(two.shape)
+        return f"its input has the shape {shape} for any number of samples, and other values"
     axis = grown[0]
     each = two.shape[axis] // 2
     if len(grown) > 1 or two.shape[axis] != 2 * each:

@@ -228,7 +228,7 @@ def _einsum(equation: Any, *operands: Any) -> Operation | None:
     return Operation((operands[0], operands[1]), (one, other), result.replace("...", stars))
 
 
-def _tensordot(a: Tensor, b: Tensor, dims: Any = 2, out: None = None) -> Operation:
+def _tensordot(a: Tensor, b: Tensor, dims: Any, out: Any) -> Operation:
     pairs = dims.tolist() if isinstance(dims, Tensor) else dims
     if isinstance(pairs, int):
         pairs = [list(range(a.dim() - pairs, a.dim())), list(range(pairs))]

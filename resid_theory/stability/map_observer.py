@@ -95,7 +95,7 @@ class MapObserver(TorchFunctionMode):
             self._order.setdefault(label, len(self._order))
             if isinstance(self._modules.get(label.module), nn.Linear):
                 self._turned[label] = False
-        self._places: dict[str, tuple[int, int, bool]] = {}
+        self._places: dict[str, tuple[int, int]] = {}
         self._before: dict[Key, set[Key]] = {}  # the uses that came directly before
         self._covers: dict[str, frozenset[Label]] = {}
         self._biases: set[Label] = set()
@@ -251,9 +251,7 @@ class MapObserver(TorchFunctionMode):
             x, geometry = _unpadded(x, geometry, *self._padded[1:])
         self._counts[name] += 1
         self._covers[name] = self._covers.get(name, frozenset()) | origins
-        self._places.setdefault(
-            name, (self._order[caller], int(piece.part.storage_offset()), name.endswith(".mT"))
-        )
+        self._places.setdefault(name, (self._order[caller], int(piece.part.storage_offset())))
         key = name, self._counts[name]
         self._before.setdefault(key, set()).update(self._latest)
         self._latest = {key}

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resid_theory.runtime.net_state import OF_TORCH
 from resid_theory.stability.linear_uses import READERS
 
 __all__ = ["Label", "WeightTracker", "has_no_values"]
@@ -57,7 +56,7 @@ class WeightTracker:
     """Follower of tensors that no sample has a part in, and of rows that samples choose.
 
     Attributes:
-        owners: Labels of every parameter; of a tied one a layer's before an embedding's.
+        owners: Labels of every parameter, several of a tied one.
         met: Names of the functions in which a parameter, or what is made from it, meets samples.
     """
 
@@ -68,8 +67,6 @@ class WeightTracker:
         for name, module in modules.items():
             for tensor, parameter in module.named_parameters(recurse=False):
                 self.owners[parameter].append(Label.of(f"{name}.{tensor}".lstrip(".")))
-        for labels in self.owners.values():
-            labels.sort(key=lambda own: isinstance(modules.get(own.module), nn.Embedding))
 
     def start(self) -> None:
         """Take the parameters and other tensors of the modules as they are before a pass."""
@@ -79,8 +76,7 @@ class WeightTracker:
         self._picks: dict[Label, int] = defaultdict(int)
         self._read: set[str] = set()  # how Python got numbers of samples, with which it may index
         for module in self._modules.values():
-            own = [value for key, value in vars(module).items() if key not in OF_TORCH]
-            for tensor in _tensors([*module._buffers.values(), *own]):
+            for tensor in _tensors([*module._buffers.values(), *vars(module).values()]):
                 self.keep(tensor, frozenset(), None)
         for parameter, (first, *_) in self.owners.items():
             self.keep(parameter, frozenset([first]), first)
@@ -99,7 +95,7 @@ class WeightTracker:
         for one in filter(None, known):
             for origin in one.origins:
                 self.met[origin].add(name)
-        if known[0] and (name == "__setitem__" or name.endswith("_") and name[:2] != "__"):
+        if known[0] and (name == "__setitem__" or name.endswith("_") and result is given[0]):
             pointer = _storage(given[0])  # no longer a constant, nor are its views
             self._known = {
                 key: one for key, one in self._known.items()
@@ -108,11 +104,7 @@ class WeightTracker:
 
     def follow_rows(self, name: str, args: Any, result: Any) -> None:
         """Find out whether samples choose the rows of a result, or of what it is made from."""
-        routed = (
-            bool(self._routed)
-            and name not in _SCATTERS
-            and any(map(self.is_routed, _tensors(args)))
-        )
+        routed = name not in _SCATTERS and any(map(self.is_routed, _tensors(args)))
         if name in _NUMBERS and not self.constant(args[0]):
             self._read.add(name)
         if name in ("__getitem__", "index_select", "masked_select") and not self.label(args[0]):
@@ -208,7 +200,8 @@ def has_no_values(tensor: Tensor) -> bool:
 def _part(whole: Tensor, part: Tensor) -> str:
     """Indices of a view in the tensor that it is a view of, as in ``[0, 2:4]``; "" for all."""
     size = math.prod(n for n, step in zip(part.shape, part.stride(), strict=True) if step)
-    axes = [axis for axis, step in enumerate(whole.stride()) if step]  # the others are expanded
+    # The others are expanded, or have one index and the step of another axis.
+    axes = [axis for axis, n in enumerate(whole.shape) if n > 1 and whole.stride(axis)]
     if size == math.prod(whole.shape[axis] for axis in axes):
         return ""
     first = part.storage_offset() - whole.storage_offset()
