@@ -690,10 +690,35 @@ def test_layouts_say_their_names(layout, said):
     Layout.dense,
     lambda w: Layout.hyper_connections(w, w.expand(3, 3, 3), w, start=w[0], readout=w[1]),
 ])  # fmt: skip
-def test_layouts_hold_no_graph_of_their_numbers(make):
-    layout = make(torch.ones(3, 3).double().tril().requires_grad_())
-    parts = (*layout.coefficients(), layout.products)
-    assert not any(part.requires_grad for part in parts) and type(layout.direct) is float
+def test_layouts_hold_no_graph_of_their_numbers_and_double_them(make):
+    layout = make(torch.ones(3, 3).tril().requires_grad_())
+    for part in (*layout.coefficients(), layout.products):
+        assert part.dtype == torch.float64 and not part.requires_grad
+    assert type(layout.direct) is float
+
+
+def test_maps_of_single_precision_are_taken_in_double():
+    A, a, *_ = random_maps(3)
+    single = [[None if part is None else part.float() for part in row] for row in (*A, a)]
+    layout = Layout(single[:-1], single[-1])
+    rows, last = layout.maps
+    types = {part.dtype for row in (*rows, last) for part in row if part is not None}
+    assert types == {layout.direct.dtype} == {torch.float64}
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_nets_hold_no_graph_of_their_coefficients(maps):
+    w = torch.ones(1, 1, requires_grad=True)
+    net = LayoutNet(1, [[w]] if maps else w, [w, w] if maps else w[0].expand(2), branch=2)
+    assert not any(part.requires_grad for part in net.buffers())
+
+
+def test_streams_of_single_precision_are_read_in_double():
+    """By 3 and by a third, which float32 has to eight digits."""
+    table = torch.tensor([[1.0, 0, 0], [3, 6, 0], [1, 2, 5]], dtype=torch.float32)
+    net = LayoutNet(D, table[:2, :2], table[2], branch=1, norm=lambda _: nn.Identity(),
+                    norm_at="stream")  # fmt: skip
+    torch.testing.assert_close(net(data()[0]), data()[0], rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("branch", [1, 2])

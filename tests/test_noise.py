@@ -315,6 +315,15 @@ def test_what_is_above_zero_is_checked(name):
             call(conv_net(), noise(1, 2, 5, 5), **{name: given})
 
 
+def test_jacobians_along_a_chain_take_256_rows_at_a_time():
+    """Behind a look at the shape, one exact product, and before the clean and the noisy run."""
+    first, seen = nn.Identity(), []
+    first.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    net = nn.Sequential(first, nn.Linear(4, 3))
+    stability.activation_noise(net, noise(1, 4), levels=[0.1], draws=1, probes=300)
+    assert seen == [1, 1, 256, 256, 1, 1]
+
+
 def test_every_layer_of_a_branching_net_is_taken():
     net, x = rt.full_net(8), noise(2, 3, 8, 8)
     found = stability.weight_noise(net, x, levels=[0.1], draws=1)
