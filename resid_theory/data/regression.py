@@ -121,7 +121,7 @@ def one_hot(labels: Any, classes: int) -> Tensor:
     """
     labels = as_tensor("labels", labels)
     check_int("classes", classes)
-    if labels.dim() != 1 or labels.is_complex():
+    if labels.dim() != 1:
         raise ValueError(
             f"labels: got shape {tuple(labels.shape)} and dtype {labels.dtype}, needs a vector of "
             "class numbers (m,)"

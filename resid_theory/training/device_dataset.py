@@ -67,18 +67,15 @@ class DeviceDataset:
         images = isinstance(whole.content, Images)
         self._images = whole.content.to(device) if images else None
         self._inputs = None if images else whole.inputs
-        count = min(EXAMPLES, self._size)
-        rows = torch.arange(count) * self._size // count
-        some = self._x(self.stored(rows)), rows_of(whole.target, rows, self._size)
-        examples = Batch(content=some, size=len(rows))
-        few, examples = few_and_more([examples], EXAMPLES)
+        few, examples = few_and_more([whole], EXAMPLES)
+        layout = torch.channels_last if recipe.channels_last else torch.preserve_format
         with preserved(net):
-            small, output = (loss.reads(some.try_call(net)) for some in (few, examples))
+            small, output = (loss.reads(some.try_call(net, layout)) for some in (few, examples))
             check_numbers(output)
             axes = SampleAxes.between(small, output, (few.size, examples.size))
             for other in others:
                 with preserved(other):
-                    few.try_call(other)
+                    few.try_call(other, layout)
             self._targets, self._labels, target = whole.target, None, examples.target
             if loss.targets != "any" or axes is None or axes.is_first:
                 self._targets, self._labels = loss.targets_of(output, whole.target)
