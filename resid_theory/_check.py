@@ -52,10 +52,7 @@ def check_names(argument: str, given: Any) -> list[str]:
 
 def check_positive(argument: str, given: Any) -> float:
     """Return a finite float above zero."""
-    try:
-        value = float(given)
-    except (TypeError, ValueError):
-        value = float("nan")
+    value = _as_float(given)
     if not (0.0 < value < float("inf")):
         raise ValueError(f"{argument}: got {given!r}, needs a finite number above 0")
     return value
@@ -63,15 +60,20 @@ def check_positive(argument: str, given: Any) -> float:
 
 def check_within(argument: str, given: Any, low: float, high: float, ends: str = "[]") -> float:
     """Return a number between two ends, which belong to it where their bracket is square."""
-    try:
-        value = float(given)
-    except (TypeError, ValueError):
-        value = float("nan")
+    value = _as_float(given)
     inside = low < value < high or (value == low and ends[0] == "[")
     if not (inside or (value == high and ends[1] == "]")):
         needed = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
         raise ValueError(f"{argument}: got {given!r}, needs a number in {needed}")
     return value
+
+
+def _as_float(given: Any) -> float:
+    """A float; NaN for what is no number."""
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def as_tensor(argument: str, given: Any) -> Tensor:

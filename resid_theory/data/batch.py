@@ -152,12 +152,15 @@ class Batch:
     @property
     def pair(self) -> tuple[Any, Any]:
         """Inputs and targets on the net's device and in its dtypes."""
-        if isinstance(self.content, Images):
-            images, dtype = self.content, self.place.inputs or torch.get_default_dtype()
-            inputs = images.inputs(images.pixels.to(self.place.device), dtype)
-            return inputs, self.target
-        x, y = self.content
-        return self.place.put(x, self.place.inputs), self.place.put(y, self.place.targets)
+        return self.inputs, self.target
+
+    @property
+    def inputs(self) -> Any:
+        """The inputs alone."""
+        if isinstance(images := self.content, Images):
+            dtype = self.place.inputs or torch.get_default_dtype()
+            return images.inputs(images.pixels.to(self.place.device), dtype)
+        return self.place.put(self.content[0], self.place.inputs)
 
     @property
     def target(self) -> Any:
@@ -166,13 +169,6 @@ class Batch:
         return self.place.put(
             self.content.labels if images else self.content[1], self.place.targets
         )
-
-    @property
-    def inputs(self) -> Any:
-        """The inputs alone."""
-        if isinstance(self.content, Images):
-            return self.pair[0]
-        return self.place.put(self.content[0], self.place.inputs)
 
     def cycled(self, count: int) -> "Batch":
         """The first samples, from the beginning again where there are too few.

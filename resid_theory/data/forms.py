@@ -18,6 +18,7 @@ __all__ = [
     "check_no_images",
     "check_triple",
     "has_weights",
+    "is_array",
     "is_labelled",
     "whole_set",
 ]
@@ -51,21 +52,18 @@ def whole_set(data: Any) -> Triple | Images | Mapping[str, Any] | None:
     # A list of two batches looks like a pair of arrays, except for its entries.
     if all(map(_is_batch, data)):
         return None
-    if len(data) == 3 and not (isinstance(data, tuple) and all(map(_is_array, data[1:]))):
+    if len(data) == 3 and not (isinstance(data, tuple) and all(map(is_array, data[1:]))):
         return None
     return _as_images(_triple(data))
 
 
 def _as_images(found: Triple | None) -> Triple | Images | None:
     """Bytes (m, channels, height, width) as images, whose pixels are scaled to [0, 1]."""
-    if found is None or found[2] is not None:
-        return found
-    x, y = found[0], found[1]
-    if not all(isinstance(part, Tensor) for part in (x, y)) or x.dtype != torch.uint8:
-        return found
-    if x.dim() != 4 or y.dim() == 0 or len(x) != len(y):
-        return found
-    return Images(pixels=x, labels=y if y.is_floating_point() else y.long())
+    match found:
+        case (Tensor() as x, Tensor() as y, None) if x.dtype == torch.uint8 and x.dim() == 4:
+            if y.dim() > 0 and len(x) == len(y):
+                return Images(pixels=x, labels=y if y.is_floating_point() else y.long())
+    return found
 
 
 def as_batches(data: Any) -> Any:
@@ -175,7 +173,8 @@ def _named(data: Any) -> Triple | None:
     return data.x, data.y, getattr(data, _WEIGHT, None)
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """True for arrays, also tensors."""
     return hasattr(value, "__array__")
 
 
@@ -185,26 +184,26 @@ def _is_batch(value: Any) -> bool:
         return True
     if not isinstance(value, (tuple, list)) or not 2 <= len(value) <= 3:
         return False
-    return all(_is_array(part) or _holds_arrays(part) for part in value)
+    return all(is_array(part) or _holds_arrays(part) for part in value)
 
 
 def _holds_arrays(value: Any) -> bool:
     parts = value.values() if isinstance(value, Mapping) else value
     nested = isinstance(value, (Mapping, tuple, list))
-    return nested and any(map(_is_array, parts))
+    return nested and any(map(is_array, parts))
 
 
 def _nest(argument: str, value: Any, size: int | None = None) -> Any:
     """An array as a tensor; several of them for a net or a loss of several as they stand."""
     if type(value) is dict:
         value = {
-            key: as_tensor(argument, part) if _is_array(part) else part
+            key: as_tensor(argument, part) if is_array(part) else part
             for key, part in value.items()
         }
-    if isinstance(value, Mapping) or not _is_array(value) and hasattr(value, "__dict__"):
+    if isinstance(value, Mapping) or not is_array(value) and hasattr(value, "__dict__"):
         if any(True for _ in tensors_of(value)):
             return value
-    if isinstance(value, (tuple, list)) and value and all(map(_is_array, value)):
+    if isinstance(value, (tuple, list)) and value and all(map(is_array, value)):
         parts = [as_tensor(argument, part) for part in value]
         lengths = {len(part) if part.dim() else None for part in parts}
         if lengths == ({size} if size is not None else lengths - {None}) and len(lengths) == 1:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from resid_theory._check import as_tensor, check_finite
-from resid_theory.data.forms import batch_size, check_no_images, is_labelled
+from resid_theory.data.forms import batch_size, check_no_images, is_array, is_labelled
 from resid_theory.data.image_set import Images
 from resid_theory.nested import tensors_of
 from resid_theory.runtime.resources import is_out_of_memory
@@ -69,12 +69,12 @@ def whole_inputs(data: Any) -> Any:
     Returns:
         The set, to be taken apart by :func:`inputs_of`.
     """
-    if isinstance(data, (Images, Mapping)) or _is_array(data):
+    if isinstance(data, (Images, Mapping)) or is_array(data):
         return data
     if isinstance(data, TensorDataset):
         return data.tensors
     if isinstance(data, (tuple, list)):
-        if isinstance(data, list) and data and not any(_is_nest(d) or _is_array(d) for d in data):
+        if isinstance(data, list) and data and not any(_is_nest(d) or is_array(d) for d in data):
             return as_tensor("data x", data)  # samples in lists of numbers
         # Two tensors in a list are a pair, two nests are two batches, as are three tensors.
         pair = len(data) == 2 or len(data) == 3 and isinstance(data, tuple)
@@ -107,7 +107,7 @@ def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
         if net is not None and not _is_nest(item[0]):
             count = next((n for n in range(1, len(item) + 1) if takes(net, *item[:n])), 1)
         x, y = (item[0] if count == 1 else tuple(item[:count])), (*item, None)[count]
-    elif not _is_array(item) and hasattr(item, "x"):
+    elif not is_array(item) and hasattr(item, "x"):
         x, y = item.x, getattr(item, "y", None)
     check_no_images(x)
     if is_labelled(x) and net is not None:
@@ -125,7 +125,7 @@ def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
         )
     if size == 0:
         raise ValueError("data: got a batch without samples, needs at least one")
-    if _is_array(y) and batch_size(behind := as_tensor("data y", y)) != size:
+    if is_array(y) and batch_size(behind := as_tensor("data y", y)) != size:
         raise ValueError(
             f"data: x has {size} samples and y shape {tuple(behind.shape)}; needs the same number "
             "of samples along the first axis"
@@ -164,10 +164,10 @@ def taken_by(
 
 def _as_tensors(x: Any) -> Any:
     """Arrays as tensors, also in a tuple or a mapping; other objects as they are."""
-    if isinstance(x, tuple) and any(map(_is_array, x)):
-        return tuple(as_tensor("data x", part) if _is_array(part) else part for part in x)
+    if isinstance(x, tuple) and any(map(is_array, x)):
+        return tuple(as_tensor("data x", part) if is_array(part) else part for part in x)
     if type(x) is dict:
-        return {key: as_tensor("data x", v) if _is_array(v) else v for key, v in x.items()}
+        return {key: as_tensor("data x", v) if is_array(v) else v for key, v in x.items()}
     return x if _is_nest(x) else as_tensor("data x", x)
 
 
@@ -191,15 +191,11 @@ def takes(net: nn.Module, *args: Any, **kwargs: Any) -> bool:
     return True
 
 
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__")
-
-
 def _is_nest(value: Any) -> bool:
     """True for what holds tensors or arrays and is none itself."""
-    if _is_array(value):
+    if is_array(value):
         return False
     parts = value.values() if isinstance(value, Mapping) else value
     if isinstance(value, (Mapping, tuple, list)):
-        return any(_is_array(part) or _is_nest(part) for part in parts)
+        return any(is_array(part) or _is_nest(part) for part in parts)
     return any(True for _ in tensors_of(value))
