@@ -113,13 +113,9 @@ class Writer:
             self._begun.result()
 
 
-@torch.no_grad()
 def _pinned(tensor: Tensor) -> Tensor:
     """A copy that the GPU writes to the host in the order of its queue, and nobody waits for."""
-    if not tensor.is_cuda:
-        return tensor.clone()
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return copy.copy_(tensor, non_blocking=True)
+    return tensor.detach().to("cpu", non_blocking=True, copy=True)  # into pinned memory
 
 
 def pack(

@@ -213,7 +213,7 @@ class Session:
         """Operations of a step on the device, of this process's share of the rows; the losses."""
         by_seed = {seed: plan.batch(rows) for seed, plan in self.plans.items()}
         batches = [by_seed[seed] for seed in self.seeds]
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         losses, wrong = self.parallel.join(*self._gradients(batches), share)
         self.watch.note(place, losses)
         if self.settings.device.type == "cpu":  # elsewhere it would wait for the device
@@ -245,7 +245,7 @@ class Session:
                     return found
                 break
             # Out here the traceback, which holds the step's tensors, is gone.
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             if self.settings.device.type == "cuda":
                 torch.cuda.empty_cache()
             fits //= 2
