@@ -189,7 +189,7 @@ def _images(
     keywords: dict[str, Any] = {"size": size, "progress": progress}
     found = images(data, split="train", samples=samples, seed=seed, **keywords)
     if test is None:
-        return found, None if Path(data).is_dir() else images(data, split="test", **keywords)
+        return found, None if Path(data).is_dir() else images(data, **keywords)
     tests = images(test, **keywords)
     if tests.classes != found.classes:
         raise ValueError(
