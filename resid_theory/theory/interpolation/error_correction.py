@@ -77,8 +77,7 @@ def _tilted(
     kept = torch.stack([(heights + ahead * slopes).amin(1), (heights - behind * slopes).amin(1)], 1)
     left = gaps.squeeze(1) - (back * kept).sum(1)
     price = gaps.squeeze(1) / left * (1 + (back * pair.norm(dim=2)).sum(1))
-    usable = (left > 0) & price.isfinite() & pair.isfinite().flatten(1).all(1)
-    return pair, back, price.masked_fill(~usable, math.inf)
+    return pair, back, torch.where(left > 0, price, math.inf)
 
 
 def _reach(heights: Tensor, slopes: Tensor, gaps: Tensor) -> Tensor:

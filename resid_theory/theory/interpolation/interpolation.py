@@ -267,11 +267,9 @@ def _of_mode(argument: str, given: float | None, usual: float, mode: str, owner:
 def _net(schedule: Schedule, steps: Steps, units: int, *, braces: bool) -> InterpolationNet:
     """The net, with braces if rounding moves the outputs of the net without."""
     net = _net_of(steps, units)
-    if not braces or not len(steps.rows):
-        return net
     with torch.no_grad():
         error = (net(schedule.starts) - schedule.ends).abs().max()
-    if error <= _ROUNDED:  # not >, which an overflow to nan would pass
+    if not braces or error <= _ROUNDED:  # not >, which an overflow to nan would pass
         return net
     bound = (1 - CLEARANCE) * schedule.norm_bound(units) ** 2
     budget = min(BRACE_COST * float(steps.ratios.max()), bound)

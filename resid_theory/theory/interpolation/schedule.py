@@ -122,7 +122,7 @@ class Schedule(Storable):
         """As many steps as units, none longer than all paths over (units - moving columns)."""
         lengths = self.paths.lengths[self.moving]
         spare = units - len(lengths)
-        counts = (spare * lengths / lengths.sum().clamp_min(1e-300)).floor().to(torch.long) + 1
+        counts = (spare * lengths / lengths.sum()).nan_to_num().floor().to(torch.long) + 1
         for _ in range(units - int(counts.sum())):
             counts[int((lengths / counts).argmax())] += 1
         rows = torch.repeat_interleave(self.moving, counts)
@@ -161,8 +161,7 @@ class Schedule(Storable):
             else:
                 low = share
             # Steps are about cost / share, and half a step a column.
-            used = max(half, taken - half)
-            share *= used / (units * (1 - _CLOSE / 2) - half)
+            share *= (taken - half) / (units * (1 - _CLOSE / 2) - half)
             if not low < share < high:
                 share = (low * high) ** 0.5 if low else high / 2
         return best

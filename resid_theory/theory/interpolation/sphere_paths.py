@@ -59,10 +59,9 @@ class Arc(Result):
 
 
 def segment(start: Tensor, end: Tensor) -> Arc:
-    """The straight line between two points, (d,) each."""
-    length = float((end - start).norm())
-    tangent = (end - start) / (length or 1.0)
-    cosine = torch.zeros_like(start)
+    """The straight line between two points, (d,) each, which differ."""
+    length, cosine = float((end - start).norm()), torch.zeros_like(start)
+    tangent = (end - start) / length
     return Arc(center=start, cosine=cosine, tangent=tangent, rate=0.0, length=length)
 
 
@@ -285,11 +284,10 @@ def _map(points: Tensor, middle: float) -> Tensor:
 
 def _section(obstacle: Tensor, radius: float) -> Tensor | None:
     """The circle around an obstacle in the section of the chart; None where they do not meet."""
-    height = float(obstacle.norm())
-    cos = (1 - radius**2 / 2) / height if height else math.inf
-    if cos >= 1:
+    height, level = float(obstacle.norm()), 1 - radius**2 / 2
+    if height <= level:
         return None
-    middle = obstacle / height
+    cos, middle = level / height, obstacle / height
     first = _normal_to(middle)
     turn = torch.linspace(0, 2 * math.pi, _ROUND, dtype=obstacle.dtype).unsqueeze(1)
     around = turn.cos() * first + turn.sin() * torch.linalg.cross(middle, first)

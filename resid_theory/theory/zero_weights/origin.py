@@ -133,7 +133,7 @@ def zero_point(
         local = LossAtZero.of_samples(data, net, scored)
     d = local.width if layout.widths is None else layout.widths[0][0]  # as LayoutNet takes it
     h = d if hidden is None else check_int("hidden", hidden)
-    if net.n == 1 and hidden is not None and h != d:
+    if net.n == 1 and h != d:
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
     if directed:
         check_direction(kink, net, h, local.width)

@@ -23,13 +23,14 @@ def one_layer_spectrum(
     net: Architecture, local: LossAtZero, gains: Tensor, kink: Any
 ) -> SpectralStatistics:
     """Eigenvalues of the Hessian; by the derivatives of one layer where all are alike."""
-    layout, share, directed = net.layout, net.shared_share, is_direction(kink)
+    layout, directed = net.layout, is_direction(kink)
     eye = torch.eye(local.width).to(local.inputs)
-    alike = share is not None and not directed and (layout.is_shortcut or not net.bend(kink))
-    if alike and share is not None:
-        sights = [[share * local.inputs], [local.features], [local.gradients], [eye]]
-    else:
+    alike = not directed and (layout.is_shortcut or not net.bend(kink))
+    share = net.shared_share if alike else None
+    if share is None:
         sights = [*net.sights(local.inputs, local.gradients), layout.passed_back(eye)]
+    else:
+        sights = [[share * local.inputs], [local.features], [local.gradients], [eye]]
     if directed:
         slopes, seconds = own_derivatives(local, net, kink)
     else:
@@ -43,7 +44,7 @@ def one_layer_spectrum(
             curved = curved + spread * local.curvatures.diagonal(dim1=1, dim2=2)
         inner, acts = net.slopes(reads, k), acts * slopes[k][:, None]
         layers.append(_SingleLayer(sees, inner, acts, slopes[k] * g, slopes[k], curved))
-    if not alike:
+    if share is None:
         return Spectrum.of(torch.linalg.eigvalsh(_dense(net, local, layers)))
     one = layers[0]
     own = _pair(local, one, one)

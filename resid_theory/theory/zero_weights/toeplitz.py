@@ -182,8 +182,6 @@ def _growth(lower: Tensor) -> float:
     _, turns, rows = np.linalg.svd(a - a.T)
     core = rows @ symmetric @ rows.T
     scale = float(np.linalg.norm(a, 2))
-    if scale == 0.0:
-        return 0.0
     turns = np.where(turns <= len(turns) * _EPS * scale, 0.0, turns)
     if turns.max() == 0.0:
         return max(0.0, float(np.linalg.eigvalsh(symmetric)[-1]))
