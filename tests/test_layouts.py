@@ -690,11 +690,23 @@ def test_layouts_say_their_names(layout, said):
     Layout.dense,
     lambda w: Layout.hyper_connections(w, w.expand(3, 3, 3), w, start=w[0], readout=w[1]),
 ])  # fmt: skip
-def test_layouts_hold_no_graph_of_their_numbers_and_double_them(make):
-    layout = make(torch.ones(3, 3).tril().requires_grad_())
-    for part in (*layout.coefficients(), layout.products):
+def test_layouts_hold_doubled_copies_of_their_numbers_without_their_graph(make):
+    numbers = torch.ones(3, 3).double().tril()
+    layouts = [make(numbers.float().requires_grad_()), make(numbers)]
+    numbers.zero_()
+    own, later = ((*layout.coefficients(), layout.products) for layout in layouts)
+    for part, other in zip(own, later, strict=True):
         assert part.dtype == torch.float64 and not part.requires_grad
-    assert type(layout.direct) is float
+        assert torch.equal(part, other)
+    assert type(layouts[0].direct) is float
+
+
+def test_maps_of_a_layout_do_not_follow_those_that_were_given():
+    given = torch.ones(2, 2).double()
+    layout = Layout([[given]], [given, given.T])
+    given.zero_()
+    reads, out = layout.maps
+    assert all(bool((part == 1).all()) for part in (*reads[0], *out, layout.direct))
 
 
 def test_maps_of_single_precision_are_taken_in_double():

@@ -8,16 +8,29 @@ from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, check_finite
 
-__all__ = ["NORM_PLACES", "Maps", "has_maps", "map_table", "number_table", "single_stream"]
+__all__ = [
+    "NORM_PLACES",
+    "Maps",
+    "fixed",
+    "has_maps",
+    "map_table",
+    "number_table",
+    "single_stream",
+]
 
 NORM_PLACES = ("branch", "stream", "write")  # where normalizations are
 Maps = tuple[list[list[Tensor | None]], list[Tensor | None]]
 
 
+def fixed(argument: str, given: Any) -> Tensor:
+    """Finite numbers in float64 on the CPU; a copy, which later changes of theirs do not reach."""
+    numbers = check_finite(argument, as_tensor(argument, given))
+    return numbers.detach().to("cpu", torch.float64, copy=True)
+
+
 def number_table(A: Any, a: Any) -> tuple[Tensor, Tensor]:
     """Numbers: A, (K, K), zero above the diagonal, and a, (K + 1,), in float64."""
-    reads = check_finite("A", as_tensor("A", A)).detach().double().cpu()
-    out = check_finite("a", as_tensor("a", a)).detach().double().cpu()
+    reads, out = fixed("A", A), fixed("a", a)
     if reads.dim() != 2 or reads.shape[0] != reads.shape[1] or not len(reads):
         raise ValueError(f"A: got shape {tuple(reads.shape)}, needs (blocks, blocks)")
     if out.shape != (len(reads) + 1,):
@@ -88,7 +101,7 @@ def map_table(A: Any, a: Any) -> tuple[Maps, list[tuple[int, int]]]:
 def _map(argument: str, given: Any) -> Tensor | None:
     if given is None:
         return None
-    matrix = check_finite(argument, as_tensor(argument, given)).detach().double().cpu()
+    matrix = fixed(argument, given)
     matrix = torch.diag(matrix) if matrix.dim() == 1 else matrix
     if matrix.dim() != 2:
         raise ValueError(f"{argument}: got shape {tuple(matrix.shape)}, needs a matrix")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, check_finite, check_int
-from resid_theory.networks.wiring import has_maps, map_table, number_table
+from resid_theory._check import check_int
+from resid_theory.networks.wiring import fixed, has_maps, map_table, number_table
 from resid_theory.theory.zero_weights.streams import Streams, exponential, logarithm
 
 __all__ = ["Layout"]
@@ -147,7 +147,7 @@ class Layout:
             links = links & torch.tensor([moved(k) for k in range(self.blocks)])[:, None]
         edges, firsts, steps = links[:, 1:].float(), reached.nonzero()[:, 0], 1
         ways = torch.eye(self.blocks, dtype=torch.bool)[firsts]
-        while bool(ways.any()) and steps <= self.blocks:
+        while bool(ways.any()):
             if bool((ways & out[1:]).any()):
                 ends = (ways & out[1:]).nonzero().tolist() if steps > 1 else []
                 return steps * self.branch, [(int(firsts[way]), last) for way, last in ends]
@@ -249,7 +249,7 @@ class Layout:
         Source:
             Pagliardini et al., "DenseFormer", arXiv:2402.02622.
         """
-        mix = check_finite("weights", as_tensor("weights", weights)).double().cpu()
+        mix = fixed("weights", weights)
         if mix.dim() != 2 or mix.shape[0] != mix.shape[1] or len(mix) < 2:
             raise ValueError(f"weights: got shape {tuple(mix.shape)}, needs (K + 1, K + 1)")
         if bool(mix.triu(1).any()):
@@ -297,10 +297,7 @@ class Layout:
         Source:
             Zhu et al., "Hyper-connections", arXiv:2409.19606; "mHC", arXiv:2512.24880.
         """
-        r, h, w = (
-            check_finite(name, as_tensor(name, given)).detach().double().cpu()
-            for name, given in (("read", read), ("mix", mix), ("write", write))
-        )
+        r, h, w = fixed("read", read), fixed("mix", mix), fixed("write", write)
         if r.dim() != 2 or h.shape != (*r.shape, r.shape[1]) or w.shape != r.shape or not r.numel():
             raise ValueError(
                 f"mix: got shapes {tuple(r.shape)}, {tuple(h.shape)} and {tuple(w.shape)} of read, "
@@ -322,8 +319,8 @@ def _mapped(matrix: Tensor | None, rows: Tensor, width: int) -> Tensor:
 
 
 def _numbers(argument: str, given: Any, count: int, *, one: bool = True) -> Tensor:
-    numbers = check_finite(argument, as_tensor(argument, given)).detach().double().cpu()
+    numbers = fixed(argument, given)
     if numbers.shape != (count,) and not (one and numbers.dim() == 0):
         needed = f"one or ({count},)" if one else f"({count},)"
         raise ValueError(f"{argument}: got shape {tuple(numbers.shape)}, needs {needed}")
-    return numbers.expand(count).clone()
+    return numbers.expand(count)
