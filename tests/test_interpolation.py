@@ -163,8 +163,10 @@ def test_a_straight_line_is_as_long_as_its_ends_are_apart():
 
 
 @pytest.mark.parametrize(
-    ("x", "y"), [(unit(1, 0, 0), unit(-1, 0, 0)), (unit(1, 2, 3), -unit(1, 2, 3))]
-)
+    ("x", "y"),
+    [(sign * point, -sign * point) for sign in (1, -1)
+     for point in (unit(1, 0, 0), unit(0, 1, 0), unit(0, 0, 1), unit(1, 2, 3))],
+)  # fmt: skip
 def test_antipodes_have_a_path(x, y):
     pieces = path_around(x, y, torch.zeros(0, 3, dtype=torch.float64), 0.1)
     assert pieces[0].length == pytest.approx(math.pi) and len(pieces) == 1
@@ -383,7 +385,7 @@ def brace_costs(paths, steps):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("entries", [1 << 22, 100], ids=["together", "in parts"])
+@pytest.mark.parametrize("entries", [1 << 22, 100, 1], ids=["together", "in parts", "one by one"])
 def test_braces_by_their_description(entries, monkeypatch):
     generator = torch.Generator().manual_seed(1)  # on a third of the moves the second tilt wins
     x, y = sphere(generator, 12, 3), sphere(generator, 12, 3)
@@ -589,6 +591,20 @@ def test_merging_costs_the_logarithm_of_the_tolerance(generator):
     assert third - second == pytest.approx(second - first, rel=0.2)
 
 
+@pytest.mark.parametrize(("share", "fits"), [(0.98, False), (1.02, True)])
+def test_points_are_kept_apart_where_gaps_are_above_round_off(share, fits):
+    # A thousandth of the least gap, an eighth of a squared distance, is to exceed the rounding of
+    # both products behind it, 16 * 3 EPS each.
+    apart = share * math.sqrt(8 * 2 * 16 * 3 * EPS / 1e-3)
+    x = torch.eye(3, dtype=torch.float64)[:2]
+    y = torch.stack([unit(0, 1, apart), unit(-1, 0, 0)])
+    if fits:
+        assert exact_schedule(x, y).separation == pytest.approx(apart, rel=1e-9)
+        return
+    with pytest.raises(ValueError, match="x.1. are 1.28e-05 apart, needs more than 1.31e-05"):
+        exact_schedule(x, y)
+
+
 def test_columns_from_one_side_merge_because_they_stop_in_turn():
     """Twelve columns of one class on one great circle: stopping all alike would leave no gaps."""
     angle = torch.linspace(0.6, 1.7, 12, dtype=torch.float64)
@@ -724,10 +740,10 @@ NEAR = torch.stack([unit(1, 1, 1, 1), unit(1.008, 1, 1, 1), unit(1, 1, -1, 1)])
         (X[[0, 1, 0]], Z, {}, "x: samples 0 and 2 are equal, needs distinct inputs"),
         (Y[[0, 1, 1, 0]], torch.eye(4), {}, "x: samples 1 and 2 are equal, needs distinct inputs"),
         (X, Z[[0, 1, 1]], {}, "y: samples 1 and 2 have one target.*'merge'"),
-        (X, Y, {}, r"x, y: y\[0\] and x\[1\] are 0 apart, needs more than 2e-05"),
-        (torch.tensor([[1], [1 + 8e-7], [1]]) * X, NEAR, {}, "are 0.00346 apart.*more than 0.005"),
-        (X, (1 + 8e-7) * NEAR, {}, r"y\[0\] and y\[1\] are 0.00346 apart, needs more than 0.005"),
-        ((1 - 8e-7) * X, NEAR, {}, r"y\[0\] and y\[1\] are 0.00346 apart, needs more than 0.005"),
+        (X, Y, {}, r"x, y: y\[0\] and x\[1\] are 0 apart, needs more than 1.51e-05"),
+        (torch.tensor([[1], [1 + 8e-7], [1]]) * X, NEAR, {}, "0.00346 apart.*more than 0.00517"),
+        (X, (1 + 8e-7) * NEAR, {}, r"y\[0\] and y\[1\] are 0.00346 apart, needs more than 0.00506"),
+        ((1 - 8e-7) * X, NEAR, {}, r"y\[0\] and y\[1\] are 0.00346 apart, needs more than 0.00506"),
         (X, Z, {"units": 2}, "units: got 2, needs at least 3"),
         (X, Z, {"units": 2.5}, "units: got 2.5, needs a whole number"),
         (X, Z, {"mode": "merged"}, "mode: unknown name 'merged'; did you mean 'merge'"),

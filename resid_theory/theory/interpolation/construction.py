@@ -131,7 +131,7 @@ def _separation(apart: Nearest, x: Tensor, y: Tensor) -> float:
     needed = math.sqrt(16 * lost)
     if apart[0] <= needed:
         raise ValueError(
-            f"x, y: {apart[1]} are {apart[0]:.3g} apart, needs more than {needed:.1g} to be kept "
+            f"x, y: {apart[1]} are {apart[0]:.3g} apart, needs more than {needed:.3g} to be kept "
             "apart in float64"
         )
     return apart[0]

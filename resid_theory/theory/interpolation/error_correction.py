@@ -47,11 +47,11 @@ def with_braces(schedule: Schedule, steps: Steps, budget: float) -> Steps:
 def _braces(steps: Steps, offsets: Tensor, budget: float) -> tuple[Tensor, Tensor, Tensor]:
     """Braces, their highest products and their shares, which are zero above the budget."""
     looking, absent = steps.directions[:, 0], offsets.isnan().any(2)
-    offsets = offsets.nan_to_num(nan=0.0)
+    offsets = offsets.nan_to_num()
     heights = (offsets @ looking.unsqueeze(2)).squeeze(2).masked_fill(absent, math.inf)
     nearest = offsets.norm(dim=2).masked_fill(absent, math.inf).argmin(1)
     toward = -offsets[torch.arange(len(offsets)), nearest]
-    cost = torch.full_like(nearest, math.inf, dtype=looking.dtype)
+    cost = torch.full_like(steps.ratios, math.inf)
     braces, shares = looking.unsqueeze(1), looking.new_zeros(())
     for tilt in (toward, steps.ends - steps.starts):
         pair, back, price = _tilted(tilt, looking, offsets, heights, steps.gaps)
