@@ -193,6 +193,8 @@ def test_samples_of_a_sum_have_its_cumulants():
     second, third = (kstat(x.numpy(), k) / mean**k for k in (2, 3))
     assert (found.first, found.second) == pytest.approx((mean, (8 / 7) ** 2 * second / 2))
     assert found.third == pytest.approx((8 / 7) ** 3 * third / 8)
+    found = Cumulants.of_samples(torch.tensor([1.9, 2.1]))  # of two the third is as large as it may
+    assert (found.second, found.third) == pytest.approx((4 * 0.005 / 2, 0.01**1.5))
 
 
 def test_a_gram_matrix_has_the_cumulants_of_its_eigenvalues(generator):
@@ -202,6 +204,8 @@ def test_a_gram_matrix_has_the_cumulants_of_its_eigenvalues(generator):
     more = 5 / 4
     assert (found.first, found.second) == pytest.approx((mean, more**0.5 * second / 5))
     assert found.third == pytest.approx(max(more**0.75 * third / 25, found.second**2))
+    found = Cumulants.of_gram(rotated(torch.tensor([1.9, 2.1]), generator))
+    assert (found.second, found.third) == pytest.approx((2**0.5 * 0.005 / 2, found.second**1.5))
 
 
 @pytest.mark.parametrize(
@@ -395,7 +399,7 @@ def test_estimates_are_those_of_the_method(power, levels, rows, budget, seed, ge
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("error", [None, MatrixError(spectral=0.01, frobenius=0.5, trace=0.7)])
-@pytest.mark.parametrize("steps", [2, 4, 12])
+@pytest.mark.parametrize("steps", [2, 3, 4, 12])
 def test_totals_are_sums_over_known_values_and_means_over_probes(steps, error, dtype):
     A, deflated = Wrapped(torch.diag(LEVELS).to(dtype)), torch.tensor([56, 59])
     if error:
@@ -403,7 +407,7 @@ def test_totals_are_sums_over_known_values_and_means_over_probes(steps, error, d
     own, g = error or MatrixError(), torch.Generator().manual_seed(0)
     with RecordedOperator(A) as operator:
         vectors = torch.eye(60, dtype=dtype)[:, deflated]
-        locked = Locked(vectors=vectors, values=LEVELS[deflated], errors=0 * vectors, noise=0.0)
+        locked = Locked(vectors=vectors, values=LEVELS[deflated], errors=0 * vectors)
         residuals = torch.tensor([0.3, 0.2])
         found = lanczos_quadrature(operator, locked, residuals, probes=9, steps=steps, generator=g)
     seen = found.density
@@ -608,10 +612,12 @@ def test_cumulative_share_ends_at_one(generator):
     assert found.known_error == pytest.approx(2 * pairs.residuals.sum().item() / 60)
 
 
-def test_nodes_of_batches_do_not_depend_on_their_size(generator, monkeypatch):
+@pytest.mark.parametrize("at_once", [0.1, 2])
+def test_nodes_of_batches_do_not_depend_on_their_size(at_once, generator, monkeypatch):
     matrix = rotated(LEVELS, generator)
     together = rt.spectral_density(matrix, probes=5, steps=10)
-    monkeypatch.setattr("resid_theory.eigen.quadrature._MEMORY", 1)
+    memory = int(at_once * 60 * (10 + 1) * 8)
+    monkeypatch.setattr("resid_theory.eigen.quadrature._MEMORY", memory)
     alone = rt.spectral_density(matrix, probes=5, steps=10)
     assert relative_error(alone.nodes, together.nodes) < 1e-11
 

@@ -803,13 +803,13 @@ def test_half_of_the_digits_tell_another_operator(change, error, tmp_path):
     if error:
         A.error = MatrixError(spectral=error, frobenius=99.0, trace=99.0)
     with RecordedOperator(A, folder=tmp_path) as first:
-        first @ torch.eye(4)[:, :1].double()
+        first @ (3 * torch.eye(4)[:, :1].double())
     A.matrix = A.matrix * (1 + change * (2 * error / 8 if error else 1))
     too_far = change > (1.0 if error else EPS**0.5)
     with RecordedOperator(A, folder=tmp_path) as again:
         with pytest.raises(ValueError, match="^folder: .* was recorded with another operator: other"
                            ) if too_far else contextlib.nullcontext():  # fmt: skip
-            assert (again @ torch.eye(4)[:, :1].double())[0] == 8.0
+            assert (again @ (3 * torch.eye(4)[:, :1].double()))[0] == 24.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -907,6 +907,7 @@ def test_what_restarts_drop_is_in_every_residual(generator):
         ([0.0] * 50, {"k": 20}, [3, 4]),  # as many as are missing, at most four
         ([0.0] * 50, {"k": 20, "block": 6}, [6, 6]),  # or those of the first run
         ([0.0] * 50, {"k": 5}, [3, 2]),
+        ([0.0] * 50, {"k": 20, "verify": False}, [1, 4]),  # without them nothing is settled
         ([0.0] * 4, {"k": 5}, [3, 1]),  # of as many as there are
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else f"{len(value)} of {value[0]}",

@@ -111,7 +111,8 @@ def test_distinct_levels():
 
 @pytest.mark.parametrize("scale", [1e-30, 1e300])
 def test_distinct_at_any_scale(scale):
-    merged = Spectrum.of([scale, scale, 0.1 * scale], [10**9, 3, 1]).distinct(0.0)
+    merged = Spectrum.of([scale, scale, 0.1 * scale], [10**9, 3, 1], resolution=0.3).distinct(0.0)
+    assert merged.resolution == 0.3  # and what counts as zero does, still
     assert merged.levels.tolist() == [0.1 * scale, scale]
     assert merged.multiplicities.tolist() == [1, 10**9 + 3]
 

@@ -611,6 +611,7 @@ def test_targets_are_relative_to_a_hundredth_of_the_largest_or_rounding(kind, ge
     assert state.targets[0] == floor
     above = SearchState.after(krylov, goal, {1: 0.04, -1: -0.5}, first=False)
     assert above.found == 2 and above.certificate.draws == 3
+    assert SearchState.after(krylov, goal, {1: 0.04}, first=True).found == 27  # of the first, all
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 50), (torch.float32, 40_000)])

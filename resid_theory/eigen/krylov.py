@@ -59,13 +59,13 @@ class Locked:
     vectors: Tensor  # U, (P, l)
     values: Tensor  # (l,), float64, on the CPU
     errors: Tensor  # D, (P, l), orthogonal to U
-    noise: float  # norm of the error of D: rounding, and what restarts dropped
+    noise: float = 0.0  # norm of the error of D: rounding, and what restarts dropped
 
     @classmethod
     def none(cls, operator: RecordedOperator) -> "Locked":
         """No vector."""
         empty = operator.no_vectors
-        return cls(vectors=empty, values=torch.empty(0), errors=empty, noise=0.0)
+        return cls(vectors=empty, values=torch.empty(0), errors=empty)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

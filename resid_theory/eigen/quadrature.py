@@ -98,7 +98,6 @@ def spectral_density(
                 vectors=vectors,
                 values=deflate.values / operator.unit,
                 errors=vectors.new_zeros(1, 1).expand(vectors.shape),
-                noise=0.0,
             )
             residuals = deflate.residuals / operator.unit
         return lanczos_quadrature(
