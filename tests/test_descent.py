@@ -405,6 +405,8 @@ def test_values_are_interpolated_at_the_first_crossing(logarithmic):
         expected = [3.0, 2.0, 7 * (1 - share) + 9 * share]
     assert between.tolist() == pytest.approx(expected, rel=round_off(100))
     assert at_loss(loss, values, [9.0, 0.5], logarithmic=logarithmic).isnan().all()
+    single = at_loss([8.0], [4.0], [8.0, 9.0, 7.0], logarithmic=logarithmic)  # between no two
+    assert single.tolist() == pytest.approx([4.0, math.nan, math.nan], nan_ok=True)
 
 
 def test_spectra_stop_where_a_row_diverged(generator, device):
