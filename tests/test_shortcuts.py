@@ -1279,7 +1279,7 @@ NO_LAYER = {
     "small weights": (Parallel(C(3, 3, 1), nn.Sequential(*BIASED)), "a bias in front of a padding"),
     "axes": (Residual(nn.Conv1d(3, 3, 1), nn.Linear(7, 7)), "a matrix and a convolution follow"),
     "two axes": (Residual(nn.Linear(7, 7), RELU, nn.Conv1d(3, 3, 1)), "a convolution follow"),
-    "shapes": (Residual(nn.Linear(3, 4), nn.Linear(5, 3)), "its parts do not run alone: "),
+    "shapes": (Residual(nn.Linear(3, 4), nn.Linear(5, 3)), "do not run alone: einsum()"),
     "padding by ones": (Residual(Apply(lambda t: F.pad(t, (1,) * 4, value=1.0)), C(3, 3, 3)),
                         "its padding is not by zeros"),
     "padding by values": (Residual(Apply(lambda t: F.pad(t, (1,) * 4, "reflect")), C(3, 3, 3)),

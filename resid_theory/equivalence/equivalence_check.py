@@ -310,16 +310,18 @@ class _Differences:
     def add(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         """Add leaves of equal names."""
         for name, leaf in a.items():
-            scale = 0.0
+            gap = scale = 0.0
             if _is_numbers(leaf):
-                gap, scale = self._compared(torch.as_tensor(leaf), torch.as_tensor(b[name]))
+                one, other = torch.as_tensor(leaf), torch.as_tensor(b[name])
+                if one.numel():
+                    gap, scale = self._compared(one, other)
             elif leaf is None or isinstance(leaf, _VALUES):
-                gap = 0.0 if leaf == b[name] else math.inf
+                gap = gap if leaf == b[name] else math.inf
             else:
                 self.opaque[name] = None
                 continue
-            self.largest[name] = max(self.largest.get(name, 0.0), gap)
-            self.scales[name] = max(self.scales.get(name, 0.0), scale)
+            self.largest[name] = max(gap, self.largest.get(name, gap))
+            self.scales[name] = max(scale, self.scales.get(name, scale))
 
     def _compared(self, one: Tensor, other: Tensor) -> tuple[float, float]:
         for tensor in (one, other):
@@ -328,8 +330,6 @@ class _Differences:
         wide = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
         one, other = (t.to_dense().to(one.device, wide) for t in (one, other))
         apart = torch.where(one == other, 0, one - other)  # equal infinities do not differ
-        if not one.numel():
-            return 0.0, 0.0
         gap = float(apart.abs().max())
         finite = torch.where(one.isfinite(), one, 0)
         # max() would pass over a NaN.
