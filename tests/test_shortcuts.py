@@ -537,6 +537,20 @@ def test_writes_in_exported_nets(join):
     assert rt.shortcuts(net, x).answers == ("wider",)
     assert relative_error(new(torch.cat([x, x])), net(torch.cat([x, x]))) < SAME
     assert not any(name.startswith("block") for name in new.state_dict())  # the old layers are gone
+    assert new.training and not new.eval().training and new.train().training
+
+
+class Several(Exported):
+    def forward(self, *xs):
+        return super().forward(xs[0]) + xs[1]
+
+
+def test_a_net_of_any_number_of_inputs_is_exported_at_the_size_of_its_sample():
+    torch.manual_seed(0)
+    net = Several(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)), added)
+    xs = torch.randn(5, 3), torch.randn(5, 3)
+    assert rt.shortcuts(net, xs).answers == ("wider",)
+    assert relative_error(rt.absorb(net, xs)(*xs), net(*xs)) < SAME
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(), nn.Dropout1d()])
@@ -548,6 +562,24 @@ def test_what_train_mode_or_each_batch_decides_is_left(layer):
     net.branch[1] = nn.BatchNorm1d(4, track_running_stats=False)
     how = "branch.1 uses the statistics of each batch, and has no others"
     assert rt.shortcuts(net).how == (how,) and rt.shortcuts(net.eval()).how == (how,)
+
+
+def test_parts_keep_their_modes():
+    torch.manual_seed(0)
+    branch, x = (nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(5, 3)
+    net = nn.Sequential(nn.BatchNorm1d(3).eval(), Residual(*branch), nn.Tanh())
+    new = rt.absorb(net)
+    assert relative_error(new(x), net(x)) < SAME
+    assert [part.training for part in (new, *new)] == [True, False, True, True]
+    block = Block(nn.Sequential(*branch), before=nn.Dropout().eval(), after=nn.ReLU())
+    net = nn.Sequential(nn.ReLU(), block.train(False))
+    net.training = block.training = block.after.training = True
+    plain = rt.to_plain(net)
+    assert relative_error(plain(x), net(x)) < SAME
+    assert {key for key, part in plain.named_modules() if not part.training} == {
+        "1.before", "1.relu1"
+    }  # fmt: skip
+    assert not any(part.training for part in rt.to_plain(net.eval()).modules())
 
 
 def test_train_mode_and_hooks():

@@ -11,7 +11,12 @@ from torch import fx, nn
 
 from resid_theory.equivalence.affine_layer import AffineLayer
 from resid_theory.equivalence.block_verdicts import Verdict, judged
-from resid_theory.equivalence.conversion import Converter, check_no_hooks, check_two_axes
+from resid_theory.equivalence.conversion import (
+    Converter,
+    check_no_hooks,
+    check_two_axes,
+    in_modes_of,
+)
 from resid_theory.equivalence.net_graph import NetGraph
 from resid_theory.equivalence.shortcut_paths import paths_in
 from resid_theory.equivalence.tracing import parts_of
@@ -178,7 +183,7 @@ def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None =
         for key in sorted(old.state_dict().keys() - kept):
             where = f"{name}.{key}" if name else key
             converter.left[where] = "not in the new net: the forward does not read it by this name"
-        made = _in_turn(graph.module, old).train(old.training)
+        made = in_modes_of(old, _in_turn(graph.module, old))
         if name:
             new.set_submodule(name, made)
         else:

@@ -33,6 +33,7 @@ __all__ = [
     "conversion",
     "described",
     "effective",
+    "in_modes_of",
     "same",
 ]
 
@@ -254,6 +255,14 @@ def check_no_hooks(module: nn.Module, name: str) -> None:
                 f"net: {where!r} has hooks, which would not see the values that they see now; "
                 "remove them first"
             )
+
+
+def in_modes_of(old: nn.Module, new: nn.Module) -> nn.Module:
+    """A new module whose parts keep their modes; those that the old one lacks have its own."""
+    modes = {part: part.training for part in old.modules()}
+    for part in new.modules():
+        part.training = modes.get(part, old.training)
+    return new
 
 
 def same(one: Tensor, other: Tensor) -> bool:

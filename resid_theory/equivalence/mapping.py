@@ -19,6 +19,7 @@ from resid_theory.equivalence.conversion import (
     check_no_hooks,
     described,
     effective,
+    in_modes_of,
     same,
 )
 from resid_theory.equivalence.net_graph import NotOneLayer
@@ -173,7 +174,7 @@ class _Plain(Converter):
                 new.add_module(f"relu{n}", block.get_submodule(str(between[0].target)))
         if not isinstance(block.after, nn.Identity):
             new.add_module("after", block.after)
-        return new.train(block.training)
+        return in_modes_of(block, new)
 
     def _is_nonnegative(self, name: str) -> bool:
         """True if a graph shows that whatever goes into a block is >= 0."""
