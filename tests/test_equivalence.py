@@ -538,6 +538,11 @@ def two_convs():
     return Block(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)))
 
 
+class Both(nn.Sequential):
+    def forward(self, x):
+        return self[0](x) + self[1](x)
+
+
 class Unseen(Rectified):
     """A forward that no graph shows."""
 
@@ -602,6 +607,8 @@ def tied():
         (lambda: rt.to_plain(nn.Sequential(nn.ReLU(), Block(nn.Sequential(
             nn.Linear(2, 2), nn.ReLU(), nn.ReLU(), nn.Linear(2, 2))))),
          "more than one module between two layers"),
+        (lambda: rt.to_plain(nn.Sequential(nn.ReLU(), Block(Both(two_convs().branch,
+         two_convs().branch)))), "has no plain net: its branch is a sum; needs one chain"),
         (lambda: rt.to_residual(rt.diracnet(10)), "has a DiracWeight, .* to_plain first"),
         (lambda: rt.to_residual(rt.simplified_net(8, identity="dominant")), "has a DominantWeight"),
         (lambda: rt.to_residual(rt.simplified_net(8, identity="dominant_upper")),

@@ -21,6 +21,7 @@ __all__ = ["Verdict", "carriers", "is_nonnegative", "judged", "widened"]
 
 BOUNDED = "behind {0} a branch of any width is bounded, and the shortcut is not"
 CONCATENATED = "it is no sum: the stream keeps channels of its own, and no construction is tried"
+FOLDS = "branches without a function between them are one layer"
 FLAT = "without biases a branch with {0} has slope 0 at 0, at any width, and the shortcut has not"
 
 
@@ -89,7 +90,7 @@ def judged(path: ShortcutPath) -> Verdict:
 
 def _folded(path: ShortcutPath) -> Verdict:
     layer = layer_between(path.graph, path.source, path.total)
-    how = "branches without a function between them are one layer"
+    how = FOLDS
     if path.form == "in the weight":
         how = "a weight that holds the identity is one layer"
     pieces = [(path.source, path.total)]
@@ -106,6 +107,9 @@ def _carried(path: ShortcutPath, other: fx.Node, positive: bool) -> Verdict:
         return verdict
     layers, join, units = carriers(path, pieces, functions, positive)
     options: dict[str, Any] = {"path": path, "term": other, "pieces": pieces, "positive": positive}
+    if not units:
+        layer = sum_of_layers([*layers, join])
+        return Verdict(**options, answer="folds", extra=0, layers=[layer], how=FOLDS)
     if len(units) == 1 and all(layer.is_matrix for layer in (*layers, join)):
         return _two_layers(layers, join, units[0], options)
     keeps = positive and all(unit.keeps_positive for unit in units)
@@ -124,8 +128,6 @@ def carriers(
 ) -> tuple[list[AffineLayer], AffineLayer, list[UnitKind]]:
     """Read a branch whose functions can carry a shortcut."""
     graph = path.graph
-    if not functions:
-        raise NotOneLayer("its branch has no function")
     if any(graph.affine_entry(term, path.source) is not path.source for term in path.terms):
         raise NotOneLayer(f"the shortcut itself is {path.form}")
     for (first, last), words in (

@@ -143,7 +143,10 @@ class _Plain(Converter):
         path, graph, functions = found[0], found[0].graph, list[Piece]()
         pieces = [(path.source, path.total)]
         if path.others:
-            pieces, functions = path.chain(path.others[0])
+            other, *more = path.others
+            if more:
+                raise NotOneLayer("its branch is a sum; needs one chain of layers, or rt.absorb")
+            pieces, functions = path.chain(other)
             positive = self._is_nonnegative(name)
             layers, join, units = carriers(path, pieces, functions, positive)
             if not positive or not all(unit.keeps_positive for unit in units):

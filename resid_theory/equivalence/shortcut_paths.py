@@ -97,10 +97,12 @@ def paths_in(graph: NetGraph) -> Iterator[ShortcutPath]:
             kept = [pair for some in found.values() for pair in some if pair[1] in _FORMS[:3]]
             found = {next(iter(found)): kept} if kept else {}
         for source, some in found.items():
-            if len(some) == len(terms):  # the plainest is the shortcut around the rest
+            own = tuple(term for term, _ in some)
+            if not _layers(graph, source, [term for term in terms if term not in own]):
+                # The plainest is the shortcut around the rest.
                 plain = min((form for _, form in some), key=_FORMS.index)
                 some = [(term, form) for term, form in some if form == plain]
-            own = tuple(term for term, _ in some)
+                own = tuple(term for term, _ in some)
             others = tuple(term for term in terms if term not in own)
             form = "concatenated" if joined else max((f for _, f in some), key=_FORMS.index)
             if layers := _layers(graph, source, others):
