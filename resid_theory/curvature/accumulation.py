@@ -83,24 +83,24 @@ class BatchSum:
         first = next(batches)
         self._check_chunk(first.size)
         self._probe(first)
-        weighed = first  # the first batch that counts
         self._free = available_bytes(risk.device) // 2
         self._workspace = 2 * self._free // _SHARE
         keeping = self.engine != "rebuilt"
         with tqdm(disable=not self._progress, desc="Gradient", unit="sample", leave=False) as bar:
             for batch in chain([first], batches):
-                weighed = weighed if self.weight else batch
+                if not self.weight:
+                    self._weighed = batch  # the first one that counts
                 self.samples += batch.size
                 self._check_chunk(batch.size)
                 keeping = keeping and self._fits(self.samples)
                 start = self._retain(batch, bar) if keeping else 0
-                keeping = keeping and start == batch.size
-                if start < batch.size:
+                keeping = start == batch.size
+                if not keeping:
                     self._graphs = []
                     self._add_rebuilt(batch, start, self.total, bar)
         risk.check_read_only()
         risk.check_reached(first)
-        self.engine, self._weighed = "retained" if keeping else "rebuilt", weighed
+        self.engine = "retained" if keeping else "rebuilt"
 
     def _check_chunk(self, samples: int) -> None:
         """Refuse chunks smaller than a batch that cannot be split."""

@@ -53,34 +53,37 @@ class EmpiricalFisherGraph(SampledGraph):
 
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
         assert self.axes is not None
+        recorded = super()._record(output, target, loss)
         self._places = self.axes.floating(output)
-        return super()._record(output, target, loss)
+        # A slope is the sample's share of the loss times the slope of its own loss.
+        self._each = self._places.spread(self._slopes)
+        return recorded
 
     def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
         assert self.shares is not None
-        # A slope is the sample's share of the loss times the slope of its own loss.
-        given = [slope.detach() for slope in self._slopes]
-        slopes = self._places.spread(given)
-        shares = self.shares.to(slopes[0])
+        shares = self.shares.to(self._each[0])
         inverse = torch.where(shares > 0, 1 / shares, 0.0)
 
         def along(move: Sequence[Tensor]) -> list[Tensor]:
-            pairs = zip(slopes, self._places.spread(move), strict=True)
+            pairs = zip(self._each, self._places.spread(move), strict=True)
             products = sum((s * m).reshape(len(s), -1).sum(1) for s, m in pairs) * inverse
-            curved = [s * products.view(-1, *[1] * (s.dim() - 1)) for s in slopes]
-            joined: list[Tensor] = self._places.gather(curved, [torch.zeros_like(s) for s in given])
-            return joined
+            return self._scaled(products)
 
         return torch.vmap(along)(list(moves)) if batched else along(moves)
 
     def roots(self) -> Iterator[Sequence[Tensor]]:
         """The slopes of the samples' own losses, at once."""
         assert self.shares is not None
-        given = [slope.detach() for slope in self._slopes]
-        slopes = self._places.spread(given)
-        root = torch.where(self.shares > 0, self.shares.rsqrt(), 0.0).to(slopes[0])
-        scaled = [s * root.view(-1, *[1] * (s.dim() - 1)) for s in slopes]
-        yield self._places.gather(scaled, [torch.zeros_like(s) for s in given])
+        root = torch.where(self.shares > 0, self.shares.rsqrt(), 0.0)
+        yield self._scaled(root.to(self._each[0]))
+
+    def _scaled(self, factors: Tensor) -> list[Tensor]:
+        """The slopes times a factor for each sample; zeros where no sample is."""
+        scaled = [s * factors.view(-1, *[1] * (s.dim() - 1)) for s in self._each]
+        made: list[Tensor] = self._places.gather(
+            scaled, [torch.zeros_like(s) for s in self._slopes]
+        )
+        return made
 
 
 class EmpiricalFisherOfOneGraph(EmpiricalFisherGraph):

@@ -301,9 +301,7 @@ def compare_product(
             )
             pairs = zip(slopes, vector.values(), strict=True)
             along = torch.stack([(slope * v.to(slope)).sum() for slope, v in pairs]).sum()
-            products = torch.autograd.grad(
-                along, list(own.values()), retain_graph=True, materialize_grads=True,
-            )  # fmt: skip
+            products = torch.autograd.grad(along, list(own.values()), materialize_grads=True)
             for into, product in zip(found.values(), products, strict=True):
                 into.add_(product.cpu(), alpha=share)
     moves = {name: v.requires_grad_() for name, v in vector.items()}

@@ -61,7 +61,7 @@ class ZeroPass:
         self.readers: list[int] = []
         self.writers: dict[int, Tensor] = {}  # with gradients, (parts, T, N)
         for number, (use, g) in enumerate(zip(self.uses, found, strict=True)):
-            x = use.input.detach()
+            x = use.input
             if not bool(x.isfinite().all()) or not bool(g.isfinite().all()):
                 raise ValueError(
                     f"net: at zero weights the input of {use.name!r} or the gradient behind it is "

@@ -304,10 +304,8 @@ class _Measurement:
         zeroed = {use.name for use in zero.uses}
         others = [name for name in behind if name not in zeroed]
         if not biases:  # a norm behind a branch may add some
-            found = torch.autograd.grad(
-                zero.loss, [self._own[name] for name in others], retain_graph=True,
-                materialize_grads=True,
-            ) if others else ()  # fmt: skip
+            own = [self._own[name] for name in others]
+            found = torch.autograd.grad(zero.loss, own, materialize_grads=True) if own else ()
             if not any(bool(g.any()) for g in found):
                 return []
         moved = {*biases, *others}

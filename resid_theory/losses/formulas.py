@@ -95,7 +95,7 @@ def _label_weights(weight: Tensor | None, ignored: int) -> Callable[[Tensor], Te
         valid = target.long() != ignored
         each = valid.double()
         if weight is not None:
-            each = each * weight.to(target.device)[torch.where(valid, target.long(), 0)]
+            each = each * weight.to(target.device)[valid * target.long()]
         return each.reshape(len(target), -1).sum(1)
 
     return weights

@@ -232,7 +232,7 @@ class Loss:
         if not isinstance(target, Tensor) or output.dim() == 0:
             self.check_target(output, target)
             return target, None
-        wide = output[:1].detach().expand(len(target), *output.shape[1:])
+        wide = output[:1].expand(len(target), *output.shape[1:])
         axis = class_axis(wide, target)
         if axis is None or target.is_floating_point() or target.dim() == output.dim():
             self.check_target(wide, target)
