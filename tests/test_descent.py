@@ -119,6 +119,14 @@ def test_rows_are_evaluated_together_as_far_as_memory_goes(
     assert seen == together
 
 
+def test_rows_on_a_cpu_have_64_mib_for_what_they_keep(monkeypatch):
+    x = torch.zeros(1, 4, dtype=torch.float64).expand(50_000, 4)  # 28.8 MB a row
+    nets, seen = SampledNets(rt.ShortcutNet(4, 3, 2), None, rt.Regression(x, x)), []
+    monkeypatch.setattr(nets, "_evaluate", lambda w: (seen.append(w.shape[1]) or w[0, :, 0, 0], w))
+    nets(torch.zeros(6, 5, 4, 4))
+    assert seen == [2, 2, 1]
+
+
 def test_both_routes_agree_on_a_linear_net(generator, device):
     net = rt.ShortcutNet(3, 2, 2)
     data = problem(3, 40, device, generator)

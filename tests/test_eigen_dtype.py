@@ -4,8 +4,10 @@ import pytest
 import torch
 from test_estimates import LEVELS
 from test_lanczos import rotated
+from tolerances import assert_same
 
 import resid_theory as rt
+from resid_theory.eigen.products import probe_vectors
 
 COPIES = torch.tensor([4.0] * 4 + [-3.0] * 2 + [0.5] * 30)  # two levels that are found, one not
 
@@ -18,12 +20,15 @@ CALLS = {
     "eigenpairs": lambda A: rt.eigenpairs(torch.diag(COPIES), 3, which="both"),
     "eigenpairs, more": lambda A: rt.eigenpairs(A, 4, which="magnitude", tolerance=1e-9),
     "eigenpairs, restarted": lambda A: rt.eigenpairs(A, 1, capacity=21, block=1, tolerance=1e-10),
+    "eigenpairs, single": lambda A: rt.eigenpairs(A.float(), 3),
     "trace": lambda A: rt.trace(A, budget=30),
     "trace, all": lambda A: rt.trace(A, budget=60),
     "norm": lambda A: rt.frobenius_norm(A, budget=30),
+    "norm, single": lambda A: rt.frobenius_norm(A.float(), budget=30),
     "norm, rows": lambda A: rt.frobenius_norm(A[:20], budget=30),
     "density": lambda A: rt.spectral_density(A, probes=3, steps=9),
     "density, invariant": lambda A: density(),
+    "density, single": lambda A: rt.spectral_density(A.float(), probes=2, steps=9),
     "density, deflated": lambda A: density(deflate=rt.eigenpairs(torch.diag(COPIES), 2)),
     "cumulative": lambda A: rt.spectral_density(A, probes=3, steps=9).cumulative([-1, 0.5]),
     "smoothed": lambda A: rt.spectral_density(A, probes=3, steps=9).smoothed(),
@@ -46,6 +51,12 @@ def test_no_number_depends_on_the_default_dtype(kind, generator):
     wide = CALLS[kind](A).to_json()
     torch.set_default_dtype(torch.float32)
     assert CALLS[kind](A).to_json() == wide
+
+
+def test_probes_are_the_same_numbers_in_every_call():
+    wanted = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.set_default_dtype(torch.float32)
+    assert_same(probe_vectors(2, 3), wanted)
 
 
 def test_operators_multiply_alike_under_any_default_dtype(generator):

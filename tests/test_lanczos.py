@@ -16,7 +16,13 @@ from resid_theory.eigen.eigenpair_result import Eigenpairs
 from resid_theory.eigen.krylov import Krylov, Locked
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.operator_log import RecordedOperator
-from resid_theory.eigen.orthogonalization import dots, orthonormal, project_out, random_orthonormal
+from resid_theory.eigen.orthogonalization import (
+    dots,
+    orthonormal,
+    project_out,
+    random_orthonormal,
+    slices,
+)
 from resid_theory.eigen.ritz_bounds import Goal, lehmann
 
 WHICH = ["largest", "smallest", "both", "magnitude"]
@@ -746,6 +752,9 @@ def test_eigenpairs_are_printed_with_their_bounds(which):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_long_vectors_are_summed_in_float64(dtype, generator):
     size = 2 * 65_536 + 100  # several slices, the last one shorter
+    assert [(rows.start, rows.stop) for rows in slices(size)] == [
+        (0, 65_536), (65_536, 131_072), (131_072, 196_608),
+    ]  # fmt: skip
     left, right = (torch.randn(size, n, generator=generator).to(dtype) for n in (2, 3))
     exact = left.double().numpy().T @ right.double().numpy()
     found = dots(left, right)

@@ -64,6 +64,19 @@ def test_bars_of_all_products_are_their_rounding(rows, share, dtype, generator):
             assert half == pytest.approx(rounding + own, rel=1e-6)
 
 
+@pytest.mark.parametrize(("budget", "first"), [(6, 3), (41, 5), (42, 6), (50, 6), (54, 7)])
+def test_a_twelfth_of_the_products_and_two_or_three_more_are_random_at_first(budget, first):
+    class Counted(Wrapped):
+        def __matmul__(self, vectors):
+            widths.append(vectors.shape[1])
+            return super().__matmul__(vectors)
+
+    for call in (rt.trace, rt.frobenius_norm):
+        widths = []
+        call(Counted(torch.diag(LEVELS)), budget=budget)
+        assert widths[0] == first
+
+
 @pytest.mark.parametrize(("budget", "room"), [(11, 11), (60, 60), (90, 60)])
 def test_no_more_vectors_are_held_than_there_are(budget, room, monkeypatch):
     drawn, held = traces._Drawn, []
