@@ -79,6 +79,18 @@ def test_a_share_is_reached_but_for_four_roundings_of_each_term(share):
     assert _place(atoms, 1.5) == 2.0
 
 
+@pytest.mark.parametrize("place", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_place_that_is_no_number_is_refused(complete, place):
+    found = density(complete=complete)
+    for curve in (found.cumulative, found.smoothed):
+        with pytest.raises(ValueError, match=rf"^grid: entry \(1,\) is {place} \(1 of 2"):
+            curve([0.5, place])
+    with pytest.raises(ValueError) as refused:
+        found.share_below(place)
+    assert str(refused.value) == f"threshold: got {place!r}, needs a number in (-inf, inf)"
+
+
 def whole(weights, known=(), nodes=(1.0, 2.0)):
     """Complete probes of equal nodes, and known values."""
     count = len(weights)

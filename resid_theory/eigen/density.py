@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, check_positive, check_within
+from resid_theory._check import as_tensor, check_finite, check_positive, check_within
 from resid_theory.eigen.estimate import Estimate, mean_estimate, student
 from resid_theory.eigen.gauss_rules import RESOLVED, jacobi_matrix, nearest, radau_rule
 from resid_theory.eigen.spectrum import Spectrum
@@ -180,8 +180,11 @@ class Density(Result):
 
         Returns:
             The share, in [0, 1], with its standard error.
+
+        Raises:
+            ValueError: If a place is not finite.
         """
-        grid = as_tensor("grid", grid).to("cpu", torch.float64).reshape(-1)
+        grid = _places(grid)
         below = (self.known[:, None] <= grid).double().sum(0) / self.size
         by_probe = torch.stack([measure.below(grid)[0] for measure in self._measures])
         return self._curve(grid, self._share * by_probe, below, 0.0)
@@ -197,6 +200,9 @@ class Density(Result):
 
         Returns:
             Share of eigenvalues per unit of eigenvalue, with its standard error.
+
+        Raises:
+            ValueError: If a place is not finite, or the width not positive.
         """
         spread = self.largest - self.smallest
         if spread <= 2 * self.round_off:  # a single level
@@ -205,7 +211,7 @@ class Density(Result):
         if grid is None:
             low, high = self.smallest - 3 * width, self.largest + 3 * width
             grid = torch.linspace(low, high, 1001, dtype=torch.float64)
-        grid = as_tensor("grid", grid).to("cpu", torch.float64).reshape(-1)
+        grid = _places(grid)
         by_probe = torch.stack(
             [_kernel(grid, row, width) @ w for row, w in zip(self.nodes, self.weights, strict=True)]
         )
@@ -233,11 +239,14 @@ class Density(Result):
             threshold (Gauss-Radau) bounds the share from both sides: the value is the middle, and
             the interval holds both bounds.
 
+        Raises:
+            ValueError: If the threshold is not finite.
+
         Source:
             Golub & Meurant 2010, "Matrices, Moments and Quadrature with Applications", Section 6.2,
             for the rule; the inequalities of Chebyshev, Markov and Stieltjes for the bounds.
         """
-        threshold = check_within("threshold", threshold, -math.inf, math.inf)
+        threshold = check_within("threshold", threshold, -math.inf, math.inf, "()")
         # An eigenvalue as close as its error may be on either side.
         ends = threshold - self.round_off, threshold + self.round_off
         least, most = self._brackets(ends[0])[0], self._brackets(ends[1])[1]
@@ -376,6 +385,11 @@ class Density(Result):
         heights = torch.maximum(left, right) + torch.minimum(left, right) / 4
         bounds = (heights * self.nodes.diff(dim=1)).sum(1)
         return self._share * torch.where(self.complete, 0.0, bounds).mean().item()
+
+
+def _places(grid: Tensor) -> Tensor:
+    """Places of a curve, (n,), float64 on the CPU."""
+    return check_finite("grid", as_tensor("grid", grid)).to("cpu", torch.float64).reshape(-1)
 
 
 def _place(atoms: tuple[Tensor, Tensor], share: float) -> float:

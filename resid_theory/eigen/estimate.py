@@ -77,8 +77,9 @@ class Estimate(Result):
     def joined(self, value: float, error: float) -> "Estimate":
         """Mean with a value of an uncorrelated standard error, weighted by inverse variances."""
         both = math.hypot(self.standard_error, error)
-        weight = (self.standard_error / both) ** 2 if both else 0.0
-        shrunk = error / both if both else 1.0
+        if not both:
+            return self
+        weight, shrunk = (self.standard_error / both) ** 2, error / both
         mean = self.value + weight * (value - self.value)
         return Estimate(
             value=mean,
