@@ -601,7 +601,7 @@ def test_refused(case):
 
 def test_values_at_zero_of_round_off_and_of_no_layer_do_not_matter(generator):
     data = samples(generator)
-    for changes in {"post": lambda z: z + 8e-16}, {"mid": "sigmoid"}, {"mid": torch.sqrt}:
+    for changes in {"post": lambda z: z + 4 * EPS}, {"mid": "sigmoid"}, {"mid": torch.sqrt}:
         found = zero_point(data, blocks=2, shortcut_depth=1, **changes)
         assert found.slope == 1.0 and found.verdict == "not stationary"
 

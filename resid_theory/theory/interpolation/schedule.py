@@ -114,8 +114,8 @@ class Schedule(Storable):
                 "moves"
             )
         if not len(self.moving):
-            nothing = self.starts[:0]
-            return Steps.along(self.moving, nothing, nothing, nothing, nothing[:, 0])
+            none, lengths = self.starts[self.moving], self.paths.lengths[self.moving]
+            return Steps.along(self.moving, none, none, none, lengths)
         return (self._equal_steps if allocation == "uniform" else self._greedy_steps)(units)
 
     def _equal_steps(self, units: int) -> Steps:
