@@ -1022,7 +1022,7 @@ def test_layers_without_gradients_fall_in_pairs():
     point = rt.theory.zero_point((x, y), layout=Layout(*wires))
     assert not any(bool(b.any()) for b in point.gradient) and values[0] < -0.1
     assert point.verdict == "strict saddle" and point.order == 1
-    assert point.reason.startswith("no block has a gradient, but pairs of blocks have negative")
+    assert point.reason.startswith("no block has a gradient, but the Hessian has negative")
     assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN
 
 

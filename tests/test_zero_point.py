@@ -63,6 +63,25 @@ def test_verdicts(case):
     assert (point.verdict, point.reason, point.order) == (verdict, reason, order)
 
 
+@pytest.mark.parametrize("layout", [Layout.shortcut(2, branch=1), Layout([[1.0]], [1.0, 1.0])])
+@pytest.mark.parametrize("linear", [0.0, 1.0])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_one_layer_falls_by_the_curvature_of_its_activation(layout, linear, sign):
+    # Inputs of mean zero and second moment one: M = 0 of gradients g that are all the same. The
+    # Hessian is 10 g, and with a slope of one it is one more in every pair of blocks.
+    x = math.sqrt(D) * torch.cat([torch.eye(D), -torch.eye(D)])
+    options = {"layout": layout, "post": lambda z: linear * z + 5 * z**2}
+    point = zero_point((x, x - sign), **options)
+    verdict, reason = (
+        ("degenerate", OPTIMAL if linear else UNPASSED) if sign > 0 else
+        ("strict saddle", "no block has a gradient, but the Hessian has negative eigenvalues")
+    )  # fmt: skip
+    assert (point.verdict, point.reason, point.order) == (verdict, reason, 1)
+    own, ones = torch.eye(layout.blocks), torch.ones(layout.blocks, layout.blocks)
+    matrix = torch.kron(10 * sign * own + linear * ones, torch.eye(D * D))
+    assert point.spectrum.distance(rt.Spectrum.of(torch.linalg.eigvalsh(matrix))) <= HESSIAN
+
+
 REPORTS = {
     # Hessian of two weights [[2, 3], [3, 2]]: 5 and -1, whose 10th percentile is 1.4; growth 3
     1: ([[2.0]], [[1.0]], """\

@@ -84,7 +84,7 @@ def widest_margin(point: Tensor, others: Tensor) -> Tensor:
 
     if len(others):
         offsets = (others - point).detach().cpu()
-        sides = (offsets / offsets.norm(dim=1).max()).nan_to_num().numpy().T
+        sides = (offsets / offsets.norm()).nan_to_num().numpy().T
         system = np.vstack([sides, np.ones(len(others))])
         weights, _ = nnls(system, np.eye(len(system))[-1])
         away = -torch.from_numpy(sides @ weights)

@@ -85,8 +85,8 @@ class Architecture:
             return None
         if not self.is_featured:
             return 1.0
-        shares = exponential(reads)
-        return shares[0].item() if bool((shares == shares[0]).all()) else None
+        low, high = exponential(reads).aminmax()
+        return low.item() if bool(low == high) else None
 
     def check_parts(self, has_kink_rule: bool, one_stream: bool) -> None:
         """Refuse what the formulas do not hold for."""

@@ -104,12 +104,12 @@ class ZeroPoint(Result):
 
         ``not stationary``, ``strict saddle`` (a direction of negative curvature), ``degenerate
         saddle`` (the Hessian vanishes, a higher derivative changes sign) or ``degenerate`` (the
-        leading derivative vanishes too).
+        leading derivative vanishes too, and no eigenvalue is negative).
         """
         if self.order == 0:
             return "not stationary"
         if self._is_flat or self.order == math.inf:
-            return "strict saddle" if self._has_crossed_pairs else "degenerate"
+            return "strict saddle" if self.index > 0 else "degenerate"
         return "strict saddle" if self.order == 1 else "degenerate saddle"
 
     @property
@@ -118,21 +118,15 @@ class ZeroPoint(Result):
         return self.slope == 0.0 or not bool(self.correlation.any())
 
     @property
-    def _has_crossed_pairs(self) -> bool:
-        """True where no block has a gradient, but pairs of blocks of one layer fall together."""
-        listed = self.shortcut_depth == 1 and isinstance(self.blocks_of_m, list)
-        return listed and self.index > 0
-
-    @property
     def reason(self) -> str:
         """Explanation of the verdict in one sentence."""
         n = self.order + 1
         if self.order == 0 and self.shift is not None:
             return "the last biases have a gradient, the mean of g"
+        if self._is_flat and self.index > 0:
+            return "no block has a gradient, but the Hessian has negative eigenvalues"
         if self.slope == 0.0:
             return "c_n = 0: an activation is flat at zero, so no block passes a first-order change"
-        if self._is_flat and self._has_crossed_pairs:
-            return "no block has a gradient, but pairs of blocks have negative eigenvalues"
         if self._is_flat and n < math.inf:
             why = "no gradient correlates with the features"
             return f"M = 0: {why}, the identity is optimal already"
@@ -263,8 +257,7 @@ class ZeroPoint(Result):
             raise ValueError("matrix_a: exists for n = 1 and n = 2, when all blocks are equal")
         # C (M^T kron I_h) K_{d,h}: rows vec W1, columns vec W2, both by columns.
         scaled, h = self.slope * self.correlation, self.hidden
-        eye = torch.eye(h, device=scaled.device)
-        entries = torch.einsum("pt,sq->qpts", eye, scaled)
+        entries = torch.einsum("pt,sq->qpts", torch.eye(h).to(scaled), scaled)
         return entries.reshape(scaled.shape[1] * h, h * scaled.shape[0])
 
     def hessian(self) -> Tensor:

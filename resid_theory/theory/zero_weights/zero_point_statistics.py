@@ -114,7 +114,7 @@ class LossAtZero:
         sxx, back = moments.sxx, moments.syx
         if net.input_map is not None:
             sxx, back = net.input_map @ sxx @ net.input_map.mT, back @ net.input_map.mT
-        gram = torch.eye(width, dtype=sxx.dtype, device=sxx.device)
+        gram = torch.eye(width).to(sxx)
         if net.output_map is not None:
             gram, back = net.output_map.mT @ net.output_map, net.output_map.mT @ back
         forth = gram @ net.direct(sxx).mT
