@@ -64,8 +64,8 @@ def to_plain(net: nn.Module) -> nn.Module:
         Layers used twice and tied weights remain so.
 
     Raises:
-        ValueError: If a block has no plain net (an input that may be negative, different strides),
-            a BatchNorm in a block is in train mode, the weight beside an identity changes whenever
+        ValueError: If a block has no plain net (an input that may be negative, different strides,
+            a sum of branches), a BatchNorm in a block is in train mode, the weight beside an identity changes whenever
             it is read, weights that share a parameter differ, or a block has hooks or a forward of
             its own.
 
