@@ -65,9 +65,9 @@ def to_plain(net: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: If a block has no plain net (an input that may be negative, different strides,
-            a sum of branches), a BatchNorm in a block is in train mode, the weight beside an identity changes whenever
-            it is read, weights that share a parameter differ, or a block has hooks or a forward of
-            its own.
+            a sum of branches), a BatchNorm in a block is in train mode, the weight beside an
+            identity changes whenever it is read, weights that share a parameter differ, or a block
+            has hooks or a forward of its own.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3; blocks of several convolutions are derived here.
