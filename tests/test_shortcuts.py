@@ -1262,6 +1262,15 @@ def test_the_new_net_keeps_dtypes_frozen_weights_and_names():
     assert "0" in rt.conversion(rt.absorb(kept)).left
 
 
+@pytest.mark.parametrize("between", [[], [nn.Tanh()]])
+def test_a_block_that_runs_twice_is_absorbed_at_both_places(between):
+    torch.manual_seed(0)
+    block, x = Residual(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(5, 3)
+    net = nn.Sequential(nn.ReLU(), block, *between, block)
+    new = rt.absorb(net)
+    assert len(rt.conversion(new).converted) == 2 and relative_error(new(x), net(x)) < SAME
+
+
 def without_norms(net):
     return not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules())
 

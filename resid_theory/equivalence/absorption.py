@@ -151,9 +151,10 @@ def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None =
 
     Returns:
         A new net; the given one is not changed. Where shortcuts were removed, an ``nn.Sequential``
-        that is now a chain of modules remains one, nested as before; any other module becomes a
-        ``torch.fx.GraphModule``. Layers that are not converted keep their names. What a forward
-        decides by ``training`` stays as it is now, so that functions for dropout stay off.
+        that is now a chain of modules remains one, nested as before, unless it runs a part at
+        several places; any other module becomes a ``torch.fx.GraphModule``. Layers that are not
+        converted keep their names. What a forward decides by ``training`` stays as it is now, so
+        that functions for dropout stay off.
 
     Raises:
         ValueError: As :func:`shortcuts`, and if a module with shortcuts has hooks, or a function
@@ -266,6 +267,8 @@ def _in_turn(module: fx.GraphModule, old: nn.Module) -> nn.Module:
             for name in names:
                 if name not in place._modules:
                     place.add_module(name, nn.Sequential())
+                elif name != [*place._modules][-1]:
+                    return module  # others ran since then
                 place = place.get_submodule(name)  # type: ignore[assignment]
         used.add(node.target)
         key = next(name for name in _numbered(key) if name not in place._modules)
