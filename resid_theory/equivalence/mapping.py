@@ -135,7 +135,7 @@ class _Plain(Converter):
 
     def _without_shortcut(self, block: Block, name: str) -> nn.Module:
         """Layers that carry a block's input beside its branch and add it in the last one."""
-        graphs, refused = parts_of(copied(block))
+        graphs, refused = parts_of(copied(block), blocks=[""])
         found = [path for graph in graphs.values() for path in paths_in(graph)
                  if not graph.owners(path.total)]  # fmt: skip
         if not found:
