@@ -164,6 +164,7 @@ def test_factors_equal_loops_over_predictions_and_places(sharing):
     for block, (a, g) in zip(found.blocks, right.values(), strict=True):
         assert relative_error(block.A, a) <= HESSIAN
         assert relative_error(block.G, g) <= HESSIAN
+        assert not block.A.requires_grad and not block.G.requires_grad
     options = {"weight_sharing": sharing, "matrix": "fisher_mc", "generator": 3}
     few = [rt.curvature.kfac(net, "cross_entropy", in_batches(x, y), chunk=n, draws=2, **options)
            for n in (1, 64)]  # fmt: skip

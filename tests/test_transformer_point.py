@@ -142,14 +142,14 @@ APART = {  # where the biases act in different ways, and by how much
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("factor", [1.0, -1.0, 2.0**30, 2.0**-30])
 @pytest.mark.parametrize("name", APART)
-def test_biases_are_taken_once_where_they_act_alike(name, sign, monkeypatch):
+def test_biases_are_taken_once_where_they_act_alike(name, factor, monkeypatch):
     (row, column), gap, alike = APART[name]
     matrix = torch.kron(torch.ones(2, 2), M).double()
     matrix[row, column] += gap
     matrix[column, row] = matrix[row, column]
-    matrix *= sign
+    matrix *= factor
     module = sys.modules["resid_theory.curvature.zero_point_of_net"]
     found, count = module._shift_hessian(Biases(matrix, (3, 3)))
     assert torch.equal(found, matrix[:3, :3] if alike else matrix) and count == 1 + alike
@@ -164,6 +164,60 @@ def test_biases_are_taken_once_where_they_act_alike(name, sign, monkeypatch):
         "net: branches add 6 biases to a stream on which they act in different ways; their Hessian "
         "is taken as a whole, up to 5"
     )
+    found, count = module._shift_hessian(Biases(0 * matrix, (3, 3)))
+    assert not found.any() and found.shape == (3, 3) and count == 2
+
+
+INPUTS = {  # of three uses, of which the first two read: at zero, and beside it
+    "equal": ([[1.0, 0.0], [2.0], [3.0]], [[1.0, 0.0], [2.0], [3.0]], True),
+    "the first differs": ([[1.0, 0.0], [2.0], [3.0]], [[2.0, 0.0], [2.0], [3.0]], False),
+    "the second differs": ([[1.0, 0.0], [2.0], [3.0]], [[1.0, 0.0], [1.0], [3.0]], False),
+    "zero moves": ([[0.0, 0.0], [2.0], [3.0]], [[0.0, 1.0], [2.0], [3.0]], True),
+    "what writes moves": ([[1.0, 0.0], [2.0], [3.0]], [[1.0, 0.0], [2.0], [4.0]], True),
+    "fewer": ([[1.0, 0.0], [2.0], [3.0]], [[1.0, 0.0]], False),
+    "more": ([[1.0, 0.0], [2.0], [3.0]], [[1.0, 0.0], [2.0], [3.0], [4.0]], False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_readers_multiply_on_both_sides_of_zero(name):
+    zero, side = (
+        SimpleNamespace(uses=[SimpleNamespace(input=torch.tensor(x)) for x in xs], readers=[0, 1])
+        for xs in INPUTS[name][:2]
+    )
+    module = sys.modules["resid_theory.curvature.zero_point_of_net"]
+    assert module._reads_alike(side, zero) is INPUTS[name][2]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("moved", "gap", "kink"), [
+    (1, 0.99e-3, False), (1, 1.01e-3, True), (3, 0.99e-3, False), (3, 1.01e-3, True),
+])  # fmt: skip
+def test_a_kink_changes_a_response_by_a_thousandth(moved, gap, kink, sign):
+    """On average over both sides, in any entry; a response that is none at zero counts from it."""
+    seen = []
+    at = {1: noise(1, 4, 2, seed=1)}
+    mean = {1: at[1].clone(), 3: torch.zeros(1, 4, 2)}
+    mean[moved][0, 2, 1] += sign * gap
+
+    def graph(response):
+        uses = [SimpleNamespace(rows_shape=(1, 4, width), input=torch.zeros(()).float())
+                for width in (2, 0, 3)]  # fmt: skip
+        return SimpleNamespace(
+            uses=uses, readers=[2, 0], push=lambda moves: seen.append(moves) or response
+        )
+
+    module = sys.modules["resid_theory.curvature.zero_point_of_net"]
+    measurement = module._Measurement.__new__(module._Measurement)
+    measurement._first = "first"
+    sides = [graph({n: v + 0.1 * way for n, v in mean.items()}) for way in (1, -1)]
+    measurement._both_sides = lambda batch: sides * (batch == "first")
+    assert measurement._has_kink(graph(at)) is kink
+    assert len(seen) == 3 and all(moves is seen[0] for moves in seen)
+    assert {n: (v.shape, v.dtype) for n, v in seen[0].items()} == {
+        2: ((1, 4, 3), torch.float32), 0: ((1, 4, 2), torch.float32)
+    }  # fmt: skip
+    assert seen[0][2].flatten()[:8].ne(seen[0][0].flatten()).all()
 
 
 @pytest.mark.parametrize("case", ["causal", "groups of heads", "gated", "biases of scores"])
@@ -371,6 +425,7 @@ class Idle(nn.Module):
 def test_branches_of_layers_of_torch(layers):
     torch.manual_seed(0)
     net, (x, y) = chain(*layers()), torch.randn(2, 7, 3)
+    net.head.weight.data[:, 1] = 0  # of which the loss has no gradient
     state = torch.get_rng_state()
     point = zero_point_of_net(net, "square", (x, y))
     assert torch.equal(state, torch.get_rng_state())

@@ -68,7 +68,7 @@ class _FactoredLayer:
 
 
 def _is_bias(name: str) -> bool:
-    return name.rsplit(".", 1)[-1] == "bias"
+    return name.rpartition(".")[2] == "bias"
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _cover(risk: EmpiricalRisk, batch: Batch) -> tuple[list[_FactoredLayer], dic
     reasons = {}
     for module in risk.net.modules():
         kind = type(module).__name__
-        for parameter in module.parameters(recurse=False):
+        for parameter in module.parameters():  # the module that holds it comes last
             if id(parameter) in names:
                 reasons[names[id(parameter)]] = f"{kind} is no linear or convolutional layer"
     seen = {}

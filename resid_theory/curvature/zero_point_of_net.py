@@ -36,7 +36,7 @@ from resid_theory.theory.zero_weights.transformer_point import (
 
 __all__ = ["zero_point_of_net"]
 
-# Size of what hidden units receive on either side of a kink. Scores of queries and keys move by its
+# Most that hidden units receive on either side of a kink. Scores of queries and keys move by its
 # square, which must stay below round-off, or zero singular values of B are counted, also where a
 # norm of queries (eps 1e-6) makes it 1e3 times larger.
 _STEP = 1e-12
@@ -197,19 +197,20 @@ class _Measurement:
 
     def _both_sides(self, batch: Batch) -> list[ZeroPass]:
         """Graphs on either side of zero, along random weights of those that read."""
-        zero, sides = self._at_zero(batch), []
+        zero, sides, steps = self._at_zero(batch), [], {}
         reading: dict[str, float] = {}  # with the size of what they multiply, at least one
         for use in (zero.uses[number] for number in zero.readers):
             size = float(use.input.detach().abs().max())
             name = use.name if size else use.bias
             reading[name] = max(reading.get(name, 1.0), size)
+        draws = torch.Generator().manual_seed(0)
+        for name in sorted(reading):
+            drawn = torch.randn(self._own[name].shape, generator=draws, dtype=torch.float64)
+            steps[name] = _STEP / reading[name] / drawn.norm() * drawn
         try:
-            for sign in (1.0, -1.0):
-                draws = torch.Generator().manual_seed(0)
-                for name in sorted(reading):
-                    weight, size = self._own[name].data, reading[name]
-                    drawn = torch.randn(weight.shape, generator=draws, dtype=torch.float64)
-                    weight.copy_(sign * _STEP / size / weight.shape[-1] ** 0.5 * drawn)
+            for sign in (1, -1):
+                for name, step in steps.items():
+                    self._own[name].data.copy_(sign * step)
                 side = ZeroPass(self._risk, batch, self._names)
                 if not _reads_alike(side, zero):
                     raise ValueError(
@@ -249,7 +250,7 @@ class _Measurement:
         shifts = self._shifted(zero)
         total = 1.0 if self._risk.sums else units.total
         branches = self._named(zero, units, total, shifts)
-        shift, count, gradient = None, 0, 0.0
+        moving: dict[str, Any] = {}
         if shifts:
             risk = EmpiricalRisk(
                 self._risk.net, self._risk.loss, self._risk.data,
@@ -257,10 +258,12 @@ class _Measurement:
             )  # fmt: skip
             A = operator_of(risk)
             shift, count = _shift_hessian(A)
-            gradient = float(A.gradient.norm())
+            moving = {"shift": shift, "biases": count, "gradient": float(A.gradient.norm())}
         beside = zero.branches
         inside = {name for number in beside.ends for name in beside.parameters(number)}
-        predicted = PredictedLoss({use.key: use for use in zero.uses}, units, total, shifts, shift)
+        predicted = PredictedLoss(
+            {use.key: use for use in zero.uses}, units, total, shifts, moving.get("shift")
+        )
         compare_product(
             lambda: map(take, self._batches),
             {name: p for name, p in self._own.items() if name in inside},
@@ -269,7 +272,7 @@ class _Measurement:
         )
         biases = {use.bias for use in zero.uses}
         return replace(
-            transformer_zero_point(branches, shift=shift, biases=count, gradient=gradient),
+            transformer_zero_point(branches, **moving),
             parameters=tuple(name for name in self._own if name in inside),
             zeroed=tuple(n for n in self._own if n in self._names or n in biases),
             notes=(*self._risk.data.notes, *self._notes),
