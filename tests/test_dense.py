@@ -1,6 +1,7 @@
 """Exact Hessians: routes, costs and refusals, whatever the module, the loss and the loader."""
 
 import re
+import tracemalloc
 
 import oracles
 import pytest
@@ -702,7 +703,16 @@ def test_costs(method, data, device, monkeypatch):
     times = iter((5.0, 6.0, 8.0))
     monkeypatch.setattr(dense, "clock", lambda device: next(times))
     parts = [tuple(t[rows] for t in data) for rows in (slice(3), slice(3, None))]
-    cost = rt.curvature.hessian_cost(net, "square", parts)
+    operator_of, tried = dense.operator_of, []
+
+    def recorded(risk, **options):
+        tried.append([batch.size for batch in risk.data])
+        return operator_of(risk, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dense, "operator_of", recorded)
+        cost = rt.curvature.hessian_cost(net, "square", parts)
+    assert tried == ([[3]] if method == "columns" else [])
     size = sum(p.numel() for p in net.parameters())
     assert (cost.method, cost.parameters) == (method, size)
     graphs = rt.curvature_operator(net, "square", parts[0]).graph_bytes(M)
@@ -848,6 +858,17 @@ def test_a_matrix_is_overwritten_where_a_copy_and_buffers_do_not_fit(limited, mo
         found = dense._eigenvalues(matrix, beside + free if limited else None)
         assert relative_error(found, torch.linalg.eigvalsh(whole)) <= HESSIAN
         assert torch.equal(matrix, whole) == kept
+
+
+def test_eigenvalues_in_the_matrix_itself_take_no_byte_for_each_entry():
+    matrix = torch.eye(600)
+    tracemalloc.start()
+    try:
+        dense._eigenvalues(matrix, 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 600**2  # of LAPACK's workspace 26 numbers of each row
 
 
 @pytest.mark.parametrize("limited", [True, False])
