@@ -130,6 +130,12 @@ def test_a_single_probe_shows_no_errors_of_its_curve():
     assert found.cumulative([1.5, 3.0]).values.tolist() == [0.25, 1.0]
 
 
+def test_a_single_level_has_no_error():
+    found = whole([[1.0]] * 2, nodes=[2.0], known=[2.0])
+    assert found.sampling_error == found.wasserstein_error == 0.0
+    assert found.wasserstein_distance(rt.Spectrum.of([3.0], [4])) == 1.0
+
+
 def test_every_probe_begins_a_run_and_as_many_run_together_as_fit(monkeypatch):
     begun = []
 

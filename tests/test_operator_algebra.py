@@ -285,7 +285,16 @@ def test_columns_give_the_diagonal_a_block_at_a_time(error, generator):
 
 def test_few_signs_give_no_interval(problem):
     # Five of them agree in one case of sixteen, and show no spread then.
-    assert bool(problem[0].diagonal(budget=5).half_widths.isinf().all())
+    for A in (problem[0], rt.eigen.as_operator(torch.eye(9))):
+        assert bool(A.diagonal(budget=5).half_widths.isinf().all())
+
+
+@pytest.mark.parametrize("entry", [3.0, 1e200])  # whose square is too large
+def test_the_columns_of_a_single_entry_and_of_large_ones_are_exact(entry):
+    for size in (1, 2):
+        found = rt.eigen.as_operator(entry * torch.eye(size)).diagonal()
+        assert found.values.tolist() == [entry] * size
+        assert found.standard_errors.tolist() == found.half_widths.tolist() == [0.0] * size
 
 
 @pytest.mark.parametrize("definite", [False, True])

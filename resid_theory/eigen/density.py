@@ -374,6 +374,8 @@ class Density(Result):
         if self.probes < 2:
             return math.inf
         places = self._seen.unique()
+        if len(places) == 1:  # torch warns where there is no place between
+            return 0.0
         errors = self.cumulative((places[1:] + places[:-1]) / 2).standard_errors
         return student(self.probes - 1) * (errors * places.diff()).sum().item()
 

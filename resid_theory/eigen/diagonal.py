@@ -68,12 +68,15 @@ def diagonal(A: MatrixProducts, *, budget: int, generator: torch.Generator | int
         samples = vectors * (A @ vectors)
         first = first + samples.sum(1)
         second = second + (samples**2).sum(1)
-    mean = first if exact else first / count
-    spread = (second / count - mean**2).clamp_min(0) / (count - 1) * (not exact)
-    half = torch.zeros_like(mean) if exact else spread.sqrt() * _factor(count)
+    mean, error = first, torch.zeros_like(first)
+    half = error
+    if not exact:
+        mean, factor = first / count, _factor(count)
+        error = ((second / count - mean**2).clamp_min(0) / (count - 1)).sqrt()
+        half = torch.full_like(error, math.inf) if math.isinf(factor) else error * factor
     return Diagonal(
         values=mean,
-        standard_errors=spread.sqrt(),
+        standard_errors=error,
         half_widths=half + (0.0 if A.error is None else A.error.spectral),
         is_exact=exact,
         products=count,
