@@ -127,7 +127,7 @@ class Schedule(Storable):
             counts[int((lengths / counts).argmax())] += 1
         rows = torch.repeat_interleave(self.moving, counts)
         steps = torch.repeat_interleave(counts, counts)
-        number = torch.arange(units) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        number = torch.cat([torch.arange(count) for count in counts.tolist()])
         s = self.paths.lengths[rows] * number / steps
         points = self.paths.at(rows, s)
         points[number == 0] = self.starts[self.moving]

@@ -103,7 +103,7 @@ def _dense(net: Architecture, local: LossAtZero, layers: list[_SingleLayer]) -> 
     if net.layout.maps is not None:
         links = [row[1:] for row in net.layout.maps[0]]
     else:
-        eye = torch.eye(layers[0].inner.shape[-1], dtype=torch.float64)  # all are as wide
+        eye = torch.eye(local.width).to(local.inputs)
         rows, _ = net.layout.coefficients()
         links = [[c * eye if c else None for c in row[1:]] for row in rows]
     matrix = local.inputs.new_zeros(sum(sizes), sum(sizes))
