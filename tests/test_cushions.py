@@ -736,10 +736,12 @@ def test_inputs_of_zeros_do_not_depend_on_other_samples():
     ids=["norm", "little"],
 )
 def test_samples_that_depend_on_one_another_cause_a_warning(middle):
-    net = nn.Sequential(nn.Linear(3, 4), middle(), nn.Linear(4, 2))
+    net = nn.Sequential(
+        nn.Linear(3, 4), middle(), nn.Linear(4, 4), middle(), nn.Linear(4, 2)
+    )  # fmt: skip
     for call in (rt.layer_cushions, rt.stability.weight_noise):
         with pytest.warns(
-            UserWarning, match="'2' and 0 more layers .* on the other samples"
+            UserWarning, match="'2' and 1 more layers .* on the other samples"
         ) as caught:
             call(net, noise(5, 3))
         assert caught[0].filename == __file__

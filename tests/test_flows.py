@@ -519,9 +519,11 @@ def test_layers_without_a_path_are_listed():
         (lambda: nn.Sequential(nn.ReLU(), *end((2, 1))), r"pools to \(2, 1\)"),
         (lambda: nn.Sequential(nn.ReLU(), *end((1, 2))), r"pools to \(1, 2\)"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *end((1, 1))), "nothing is mixed"),
+        (lambda: nn.Sequential(nn.AvgPool2d(2), *end(1)[1:]), "needs an nn.Sequential that ends"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), *end(1)), "path; the paths end above it, at 0:"),
     ],
     ids=["linear", "no classifier", "no identity", "projection", "one layer", "wide pool",
-         "high pool", "broad pool", "one layer and a pair"],
+         "high pool", "broad pool", "one layer and a pair", "another pool", "no layer"],
 )  # fmt: skip
 def test_nets_without_paths_are_refused(make, message):
     with pytest.raises(ValueError, match=message):

@@ -129,6 +129,11 @@ OPERATIONS = {
         (2, 3, 4), lambda x, w: torch.einsum("...ed,ekd->...ek", torch.stack([x, x], 2), w),
         {f"w[{e}]": lambda x, w, e=e: (w[e], x, x @ w[e].T) for e in range(2)},
     ),
+    "experts of heads in einsum": (
+        (2, 2, 4, 3), lambda x, w: torch.einsum("bted,ehdk->btehk", torch.stack([x, x], 2), w),
+        {f"w[{e}]": lambda x, w, e=e: (w[e], x, torch.einsum("td,hdk->thk", x, w[e]))
+         for e in range(2)},
+    ),
     "implicit einsum": ((4, 3), lambda x, w: torch.einsum("btd,dk", x, w), whole(lambda w: w.T)),
     "einsum of a list": ((3, 4), lambda x, w: torch.einsum("btd, kd -> btk", [x, w]),
                          whole(lambda w: w)),
