@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 import resid_theory as rt
 from resid_theory.data import Data
 from resid_theory.stability.layer_inputs import ROUTED, RowOrder, looks_at
+from resid_theory.stability.linear_uses import READERS
 from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.weight_tracker import _part
 
@@ -289,6 +290,48 @@ def test_a_part_is_called_by_the_indices_that_make_it(seed):
     if steps:
         expected = f"[{part.storage_offset() - whole.storage_offset()}::]"
     assert _part(whole, part.permute(draw.sample(range(part.dim()), part.dim()))) == expected
+
+
+def random_sum(draw):
+    """An equation of two operands with axes of length 1 or expanded; whether it has maps."""
+    size = {a: draw.randint(1, 3) for a in "abcde"}
+    of_w, of_x = ("".join(draw.sample("abcde", draw.randint(1, 4))) for _ in range(2))
+    shared, every = set(of_w) & set(of_x), sorted({*of_w, *of_x})
+    summed = {a for a in every if draw.random() < (0.5 if a in shared else 0.05)}
+    ones = {a: draw.choice([of_w, of_x, ""]) for a in shared - summed}
+    w, x = (torch.randn([1 if ones.get(a) == of else size[a] for a in of]) for of in (of_w, of_x))
+    w = w.expand([size[a] for a in of_w]) if draw.random() < 0.3 else w
+    result = "".join(draw.sample([*(set(every) - summed)], len(every) - len(summed)))
+    return "einsum", (f"{of_w},{of_x}->{result}", w, x), 0, bool(summed) and summed <= shared
+
+
+def random_product(draw):
+    """Of any number of axes, which stand for those of the other operand where they are 1."""
+    sides, batch = [draw.randint(1, 3) for _ in range(3)], [draw.randint(1, 3) for _ in range(2)]
+    shapes = []
+    for inner, both in ((1, sides[:2]), (0, sides[1:])):
+        axes = draw.randint(1, 4)
+        first = [draw.choice([1, n]) for n in batch[4 - max(axes, 2) :]]
+        shapes.append(first + (both if axes > 1 else [both[inner]]))
+    return "matmul", tuple(map(torch.randn, shapes)), draw.randint(0, 1), True
+
+
+@pytest.mark.parametrize("make", [random_sum, random_product])
+@pytest.mark.parametrize("seed", range(5))
+def test_maps_make_up_the_whole_of_a_random_product(seed, make, float64):
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    for _ in range(40):
+        name, given, at, is_map = make(draw)
+        exact = getattr(torch, name)(*given)
+        found = exact.clone()
+        pieces = READERS[name](*given).pieces(at, found)
+        assert bool(pieces) == is_map, given
+        if is_map:
+            found.zero_()
+            for piece in pieces:
+                piece.place.copy_(F.linear(piece.input, piece.weight).view_as(piece.place))
+            torch.testing.assert_close(found, exact, rtol=1e-13, atol=1e-13)
 
 
 PUT = "is in a weight that is put together from several parameters"
