@@ -20,6 +20,7 @@ __all__ = [
     "has_weights",
     "is_array",
     "is_labelled",
+    "is_nest",
     "whole_set",
 ]
 
@@ -178,19 +179,23 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "__array__")
 
 
+def is_nest(value: Any) -> bool:
+    """True for what holds tensors or arrays and is none itself."""
+    if is_array(value):
+        return False
+    parts = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, (Mapping, tuple, list)):
+        return any(is_array(part) or is_nest(part) for part in parts)
+    return any(True for _ in tensors_of(value))
+
+
 def _is_batch(value: Any) -> bool:
     """True for a pair or triple of arrays, or of nests of arrays."""
     if _named(value) is not None:
         return True
     if not isinstance(value, (tuple, list)) or not 2 <= len(value) <= 3:
         return False
-    return all(is_array(part) or _holds_arrays(part) for part in value)
-
-
-def _holds_arrays(value: Any) -> bool:
-    parts = value.values() if isinstance(value, Mapping) else value
-    nested = isinstance(value, (Mapping, tuple, list))
-    return nested and any(map(is_array, parts))
+    return all(is_array(part) or is_nest(part) for part in value)
 
 
 def _nest(argument: str, value: Any, size: int | None = None) -> Any:

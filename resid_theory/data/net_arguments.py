@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from resid_theory._check import as_tensor, check_finite
-from resid_theory.data.forms import batch_size, check_no_images, is_array, is_labelled
+from resid_theory.data.forms import batch_size, check_no_images, is_array, is_labelled, is_nest
 from resid_theory.data.image_set import Images
 from resid_theory.nested import tensors_of
 from resid_theory.runtime.resources import is_out_of_memory
@@ -74,12 +74,12 @@ def whole_inputs(data: Any) -> Any:
     if isinstance(data, TensorDataset):
         return data.tensors
     if isinstance(data, (tuple, list)):
-        if isinstance(data, list) and data and not any(_is_nest(d) or is_array(d) for d in data):
+        if isinstance(data, list) and data and not any(is_nest(d) or is_array(d) for d in data):
             return as_tensor("data x", data)  # samples in lists of numbers
         # Two tensors in a list are a pair, two nests are two batches, as are three tensors.
         pair = len(data) == 2 or len(data) == 3 and isinstance(data, tuple)
-        return tuple(data) if pair and not all(map(_is_nest, data[:2])) else None
-    is_object = hasattr(data, "x") or not hasattr(data, "__iter__") and _is_nest(data)
+        return tuple(data) if pair and not all(map(is_nest, data[:2])) else None
+    is_object = hasattr(data, "x") or not hasattr(data, "__iter__") and is_nest(data)
     return data if is_object else None
 
 
@@ -104,7 +104,7 @@ def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
     elif isinstance(item, (tuple, list)) and item:
         # Of (a, b, y) the net takes as many as it needs; usually one, and of ((a, b), y) the first.
         count = 1
-        if net is not None and not _is_nest(item[0]):
+        if net is not None and not is_nest(item[0]):
             count = next((n for n in range(1, len(item) + 1) if takes(net, *item[:n])), 1)
         x, y = (item[0] if count == 1 else tuple(item[:count])), (*item, None)[count]
     elif not is_array(item) and hasattr(item, "x"):
@@ -168,7 +168,7 @@ def _as_tensors(x: Any) -> Any:
         return tuple(as_tensor("data x", part) if is_array(part) else part for part in x)
     if type(x) is dict:
         return {key: as_tensor("data x", v) if is_array(v) else v for key, v in x.items()}
-    return x if _is_nest(x) else as_tensor("data x", x)
+    return x if is_nest(x) else as_tensor("data x", x)
 
 
 def takes(net: nn.Module, *args: Any, **kwargs: Any) -> bool:
@@ -189,13 +189,3 @@ def takes(net: nn.Module, *args: Any, **kwargs: Any) -> bool:
     except ValueError:  # it shows none
         pass
     return True
-
-
-def _is_nest(value: Any) -> bool:
-    """True for what holds tensors or arrays and is none itself."""
-    if is_array(value):
-        return False
-    parts = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, (Mapping, tuple, list)):
-        return any(is_array(part) or _is_nest(part) for part in parts)
-    return any(True for _ in tensors_of(value))
