@@ -76,7 +76,7 @@ def test_whitened(gap, whitened, beside):
     assert Moments(sxx=sxx, syx=eye, syy=eye, count=1).is_whitened is whitened
 
 
-@pytest.mark.parametrize("scale", [1e-20, 1.0])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, -1.0])
 @pytest.mark.parametrize("name", ["sxx", "syy"])
 def test_symmetry_is_that_of_round_off(name, scale):
     eye, upper = torch.eye(3), torch.ones(3, 3).triu(1)
@@ -86,11 +86,15 @@ def test_symmetry_is_that_of_round_off(name, scale):
         Moments(**usual | {name: scale * (eye + 1.1e-10 * upper)})
 
 
-@pytest.mark.parametrize("convert", [torch.Tensor.float, torch.Tensor.numpy, torch.Tensor.tolist])
+@pytest.mark.parametrize(
+    "convert",
+    [torch.Tensor.float, torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.requires_grad_],
+)
 def test_every_moment_becomes_a_float64_tensor(convert):
     eye = torch.eye(2)
     given = Moments(sxx=convert(eye), syx=convert(2 * eye), syy=convert(eye), count=3)
-    assert [part.dtype for part in (given.sxx, given.syx, given.syy)] == [torch.float64] * 3
+    parts = given.sxx, given.syx, given.syy
+    assert {(part.dtype, part.requires_grad) for part in parts} == {(torch.float64, False)}
     assert torch.equal(given.syx, 2 * torch.eye(2, dtype=torch.float64))
 
 

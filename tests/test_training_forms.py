@@ -239,6 +239,22 @@ def test_numbers_are_the_same_under_any_default_dtype(kind):
     assert found[0] == found[1]
 
 
+def test_a_training_in_float32_is_measured_in_float64():
+    """Products with 7 or 22 samples and sums of squares would be rounded in float32."""
+
+    def exact(net, _):
+        squares = sum(p.detach().double().square().sum().item() for p in net.parameters())
+        loss = F.cross_entropy(net(X.float()), LABELS).item()
+        return {"exact penalty": 0.05 * squares, "exact loss": loss}
+
+    recipe = RECIPE.change(precision="float32", batch=7, epochs=5, weight_decay=0.1)
+    run = fit(Net(), (X, LABELS), recipe, test=(X, LABELS), callbacks=[exact])
+    means = run.first_losses[0].view(5, 4) @ torch.tensor([7.0, 7, 7, 1]).double() / 22
+    assert run.column("loss") == pytest.approx(means.tolist(), rel=1e-14)
+    assert run.column("penalty") == pytest.approx(run.column("exact penalty"), rel=1e-14)
+    assert run.column("test_loss") == pytest.approx(run.column("exact loss"), rel=1e-14)
+
+
 def test_parts_in_which_no_label_counts_have_no_loss():
     """The mean over no labels is no number."""
     x, labels, net = X.repeat(3, 1), LABELS.repeat(3), Net()
