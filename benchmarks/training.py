@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import resid_theory as rt
 from benchmarks.timing import line, medians
+from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.training.checkpoint import Folder, Writer, pack
 from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.loop import Session
@@ -34,7 +35,9 @@ def images(samples: int = 8 * BATCH) -> rt.Images:
 
 def session(nets: list[nn.Module], recipe: rt.Recipe, device: torch.device) -> Session:
     """A training that is stepped by hand."""
-    settings = RunSettings(device=device, save_seconds=1e9, progress=False)
+    settings = RunSettings(
+        device=device, save_seconds=1e9, progress=False, process_group=ProcessGroup()
+    )
     for net in nets:
         net.to(device)
     samples = DeviceDataset("data", images(), nets[0], recipe)

@@ -568,14 +568,12 @@ def test_a_file_has_room_for_the_row_of_a_table(capsys, monkeypatch, columns, li
         assert columns or capsys.readouterr().out.count("\n") == count
 
 
-def test_text_is_printed_as_it_is_and_in_bold_where_asked_for(capsys, monkeypatch):
+def test_text_is_printed_as_it_is(capsys, monkeypatch):
     output.say("[red]3[/red] in a [b]")  # a path may be called so
     assert capsys.readouterr().out == "[red]3[/red] in a [b]\n"
     monkeypatch.setenv("FORCE_COLOR", "1")
     output.say("3 [b]")
     assert capsys.readouterr().out == "3 [b]\n"
-    output.say("3", style="bold")
-    assert capsys.readouterr().out == "\x1b[1m3\x1b[0m\n"
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,13 @@ class Payload:
         return os.system, ("false",)
 
 
+def test_nothing_in_a_file_is_run_where_torch_may_run_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"a.b": Payload()}, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="^asks for posix.system"):
+        read_safely(tmp_path / "net.pt")
+
+
 REFUSED = {
     "complex": (
         {name: value * 1j for name, value in prefixed("").items()},

@@ -60,7 +60,7 @@ def demo(
 def _tables(runs: Mapping[str, Sequence[PredictionCheck]]) -> None:
     from rich.table import Table
 
-    say("Exact Hessians of linear nets on whitened digits, predicted and measured", style="bold")
+    say("Exact Hessians of linear nets on whitened digits, predicted and measured")
     for net, found in runs.items():
         first = found[0]
         known = "" if first.bound is None else f"; a-priori bound on max/min: {first.bound:.3f}"

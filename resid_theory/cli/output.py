@@ -62,13 +62,13 @@ def _name(character: str) -> str:
     return plain or "?"
 
 
-def say(what: Any, style: str | None = None) -> None:
+def say(what: Any) -> None:
     """Print text or a table for people."""
     from rich.console import Console
 
     # A file has no width; 100 columns keep a table's row on one line.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
-    Console(highlight=False, markup=False, width=width).print(what, style=style)
+    Console(highlight=False, markup=False, width=width).print(what)
 
 
 def emit(content: Any, words: str, as_json: bool) -> None:

@@ -71,8 +71,7 @@ class NetState:
         self._tables = [(name, table, dict(table.items())) for name, table in _tables(net)]
         self._kinds = {name: _kind(tensor) for name, tensor in self._tensors.items()}
         with torch.no_grad():
-            held = {id(tensor): tensor for tensor in self._tensors.values()}
-            self._copies = {key: tensor.clone() for key, tensor in held.items()}
+            self._copies = {id(tensor): tensor.clone() for tensor in self._tensors.values()}
         self.attributes = NetAttributes(net)
 
     def change(self) -> str:
@@ -110,7 +109,7 @@ class NetState:
             weights: Whether parameters are compared, too.
         """
         self.attributes.put_back()
-        tensors = dict.fromkeys(self._tensors.values())
+        tensors = self._tensors.values()
         compared = [t for t in tensors if weights or not isinstance(t, nn.Parameter)]
         if self._same(compared):
             return
@@ -125,7 +124,7 @@ class NetState:
     def _same(self, tensors: Iterable[Tensor]) -> bool:
         """True if tensors have the bits that they had."""
         differences: dict[torch.device, list[Tensor]] = defaultdict(list)
-        for tensor in dict.fromkeys(tensors):
+        for tensor in tensors:
             copy = self._copies[id(tensor)]
             if (tensor.shape, tensor.dtype, tensor.device) != (copy.shape, copy.dtype, copy.device):
                 return False
@@ -175,7 +174,7 @@ def _tables(net: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
     """Parameters, and the buffers that may change."""
-    found = {**dict(net.named_parameters(remove_duplicate=False)), **changeable_buffers(net)}
+    found = {**dict(net.named_parameters()), **changeable_buffers(net)}
     return {name: t for name, t in found.items() if not nn.parameter.is_lazy(t)}
 
 

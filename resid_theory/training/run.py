@@ -1,7 +1,7 @@
 """Settings of a training beside its recipe, and its result."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -120,4 +120,4 @@ class RunSettings:
     save_seconds: float = 60.0
     stop: Stop | None = None
     progress: bool
-    process_group: ProcessGroup = field(default_factory=ProcessGroup)
+    process_group: ProcessGroup
