@@ -477,13 +477,16 @@ def test_few_samples_beside_a_number_and_batches_of_other_lengths(
 
 
 @pytest.mark.parametrize(
-    ("data", "sizes"), [((X, Y), [2, 2, 1]), ([(X, Y), (X[:3], Y[:3])], [5, 3])]
-)
+    ("data", "sizes"),
+    [((X, Y), [2, 2, 1]), ([(X, Y), (X[:3], Y[:3])], [5, 3]),
+     (rt.Images(pixels=X, labels=Y), [2, 2, 1])],
+)  # fmt: skip
 def test_batches_that_are_given_stay_as_they_are(data, sizes):
     held = Data.of(data).held() if isinstance(data, list) else Data.of(data)
     for some in (Data.of(data), held):
         parts = list(some.chunks(2))
         assert [part.size for part in parts] == sizes
+        assert [part.first for part in parts] == [sum(sizes[:k]) for k in range(len(sizes))]
         assert torch.equal(torch.cat([part.pair[0] for part in parts])[:5], X)
 
 
