@@ -86,6 +86,13 @@ def test_every_form_gives_the_official_order(small, form, split):
     assert constants == (cifar.CIFAR10_MEAN, cifar.CIFAR10_STD, 255.0, cifar.CIFAR10_CLASSES)
 
 
+def test_a_folder_that_lacks_a_batch_is_passed_over(small):
+    folder, everything = small
+    (folder / cifar._FOLDER / "data_batch_4.bin").unlink()
+    pixels, _ = cifar.load_cifar10()
+    np.testing.assert_array_equal(pixels, np.concatenate([p for p, _ in everything[:5]]))
+
+
 @forms
 def test_batches_are_read_once_and_never_shared(small, form):
     folder, everything = use(small, form)

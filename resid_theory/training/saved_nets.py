@@ -61,7 +61,7 @@ def save_checkpoint(
     """
     net = check_net(net, finite=False)
     if architecture is not None:
-        fault = first_difference(build_net(architecture).state_dict(), net.state_dict())
+        fault = first_difference(net.state_dict(), build_net(architecture).state_dict())
         if fault:
             raise ValueError(f"architecture: {architecture} builds another net: {fault}")
     record = architecture_of(net) if architecture is None else dict(architecture)
