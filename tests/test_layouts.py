@@ -1151,3 +1151,17 @@ def test_m_of_a_way_through_two_blocks_is_that_of_its_ends(branch):
     exact = (-y @ last).T @ (x @ first.T) / SAMPLES
     torch.testing.assert_close(point.correlation, exact, rtol=1e-13, atol=1e-14)
     assert point.path == 2 * branch and not point.gains.any()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_several_matrices_the_one_that_escapes_first_is_shown(first):
+    # Of mean g x^T = 1 a block that reads P x and writes the output has the matrix P^T.
+    x = math.sqrt(D) * torch.cat([EYE, -EYE])
+    turn = torch.linalg.qr(drawn(D, D)).Q
+    several = [torch.diag(torch.tensor([2.0, 0, 0]).double()), 1.9 * turn]  # of a larger norm
+    assert float(several[1].abs().sum(0).max()) > 2
+    one, other = several[first], several[1 - first]
+    layout = Layout([[one], [other, None]], [None, EYE, EYE], branch=2)
+    point = rt.theory.zero_point((x, -x), layout=layout)
+    torch.testing.assert_close(point.correlation, several[0].T, rtol=1e-14, atol=1e-14)
+    assert point.escape_time == pytest.approx(math.log(10) / 2)
