@@ -184,10 +184,12 @@ def test_architectures_have_the_layouts_of_their_names(kind, blocks):
 
 @pytest.mark.parametrize(
     ("entry", "off", "fits"),
-    [((4, 0), 0.9e-12, True), ((4, 0), 1.1e-12, False), ((0, 0), 1.0, False)],
+    [((4, 0), sign * 0.9e-12, True) for sign in (1, -1)]
+    + [((4, 0), sign * 1.1e-12, False) for sign in (1, -1)]
+    + [((0, 0), 1.0, False)],
 )
 def test_one_stream_is_read_off_its_coefficients(entry, off, fits):
-    skip, scale, rows = [2.0, 0.0, 0.0, -3.0], [-7.0, 0.0, 0.5, 1.0], [[1.0]]
+    skip, scale, rows = [-2.0, 0.0, 0.0, -3.0], [-7.0, 0.0, -0.5, 1.0], [[1.0]]
     for factor, own in zip(skip, scale, strict=True):
         rows.append([*(factor * number for number in rows[-1]), own])
     table = torch.tensor([[*row, *[0] * (5 - len(row))] for row in rows], dtype=torch.float64)
