@@ -359,7 +359,7 @@ class Odd(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.plain, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.plain, self.idle, self.unread = (nn.Linear(4, 4) for _ in range(3))
         self.residual = with_identity(nn.Linear(4, 4), "residual")
         self.dirac = with_identity(nn.Linear(4, 4), "dirac")
         self.normed = parametrizations.weight_norm(nn.Linear(4, 4))
@@ -372,6 +372,7 @@ class Odd(nn.Module):
         nn.utils.parametrize.register_parametrization(self.lent, "weight", Foreign())
 
     def forward(self, x):
+        self.unread(x)
         z = torch.relu_(self.plain(x)) + 0 * self.idle(x)
         z = self.norm(self.pruned(self.normed(self.dirac(self.residual(z)))))
         z = self.grouped(self.twice(torch.tanh(self.twice(z)))[..., None])[..., 0]
@@ -384,7 +385,9 @@ def test_what_has_no_factors_is_listed_with_the_reason():
     net = Odd().double().eval()
     x, y = noise(M, 4), torch.arange(M) % 4
     found = rt.curvature.kfac(net, "cross_entropy", (x, y))
-    assert {name.split(".")[0] for name in found.row_shapes} == {"plain", "idle", "residual"}
+    covered = {name.split(".")[0] for name in found.row_shapes}
+    assert covered == {"plain", "idle", "unread", "residual"}
+    assert not found.block("unread.*").dense().any() and found.block("plain.*").dense().any()
     reasons = {name.split(".")[0]: why for name, why in found.not_covered.items()}
     assert set(found.row_shapes) | set(found.not_covered) == set(dict(net.named_parameters()))
     parametrized = "its layer's weight is not a parameter plus a constant (parametrized)"
