@@ -42,6 +42,7 @@ BARE = {
     "left": (lambda x, w: w @ x, (3, 5), (4, 3), lambda n: n.T),
     "parts": (torch.bmm, (2, 5, 3), (2, 3, 4), None),
     "one part": (torch.bmm, (1, 5, 3), (1, 3, 4), None),
+    "one of two parts": (lambda x, w: torch.bmm(x, w[1:]), (1, 5, 3), (2, 3, 4), lambda n: n[1:]),
     "parts of one output": (torch.bmm, (2, 5, 3), (2, 3, 1), None),
     "all alike": (lambda x, w: torch.bmm(x, w.expand(2, 3, 4)), (2, 5, 3), (3, 4), None),
     "all alike on the left": (lambda x, w: torch.bmm(w.expand(2, 4, 3), x), (2, 3, 5), (4, 3),
