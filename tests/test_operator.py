@@ -1175,7 +1175,8 @@ REFUSED = {
     ),
     "closure-chunk": (
         {"loss": ENERGY, "chunk": 1, "data": [{"points": torch.ones(2, 4)}]},
-        "^chunk: got 1, but a batch of 2 samples cannot be split",
+        r"^chunk: got 1, but a batch of 2 samples cannot be split \(batchnorm='batch', or a loss "
+        r"of \(net, batch\)\); leave it out, or make the data's own batches smaller$",
     ),
     "closure-batch": (
         {"loss": ENERGY, "data": ["points"]},
