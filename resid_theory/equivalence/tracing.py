@@ -120,8 +120,7 @@ def _traced(net: nn.Module, sample: Any, leaves: bool) -> fx.GraphModule:
     own = net.forward
     if leaves:
         net.forward = functools.wraps(own)(lambda *args: tuple(tensors_of(own(*args))))
-    free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, Tensor) and a.dim() else None
-                 for a in args)  # fmt: skip
+    free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, Tensor) else None for a in args)
     with torch.no_grad():
         try:
             program = torch.export.export(net, args, dynamic_shapes=free)
