@@ -171,7 +171,7 @@ class NetGraph:
         if node.op == "output":
             return "other"
         called = self.layer(node) if node.op == "call_module" else None
-        means = getattr(called, "running_mean", 0)  # None: of each batch
+        means = getattr(called, "running_mean", ...)  # None: of each batch
         in_training = self.option(node, 5 if word == "batch_norm" else 2, "training")
         if called is not None:
             in_training = called.training or means is None
