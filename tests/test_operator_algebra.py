@@ -136,6 +136,9 @@ def test_some_rows_and_columns_of_a_wide_matrix(generator):
     A = WrappedOperator(matrix, torch.tensor([2, 0]), torch.tensor([4, 1, 0]))
     assert torch.equal(A.dense(), matrix[[2, 0]][:, [4, 1, 0]])
     assert torch.equal(A.T.dense(), A.dense().mT)
+    for count in (1, 4):
+        v = torch.randn(3, count, generator=generator, dtype=torch.float64)
+        torch.testing.assert_close(A @ v, A.dense() @ v)
 
 
 def test_a_block_of_the_identity_is_one_of_its_kind():
