@@ -487,6 +487,7 @@ def test_batches_that_are_given_stay_as_they_are(data, sizes):
         parts = list(some.chunks(2))
         assert [part.size for part in parts] == sizes
         assert [part.first for part in parts] == [sum(sizes[:k]) for k in range(len(sizes))]
+        assert [batch.first for batch in some.only(parts[-1])] == [0]
         assert torch.equal(torch.cat([part.pair[0] for part in parts])[:5], X)
 
 
