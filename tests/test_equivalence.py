@@ -609,6 +609,8 @@ def tied():
          "more than one module between two layers"),
         (lambda: rt.to_plain(nn.Sequential(nn.ReLU(), Block(Unseen(Block(nn.Linear(2, 2)))))),
          "^net: block '1' has no plain net: cannot be traced: "),
+        (lambda: rt.to_plain(nn.Sequential(nn.Linear(2, 2), Block(nn.Sequential(
+            nn.ReLU(inplace=True), nn.Linear(2, 2))))), "writes into what the shortcut reads"),
         (lambda: rt.to_plain(nn.Sequential(nn.ReLU(), Block(Both(two_convs().branch,
          two_convs().branch)))), "has no plain net: its branch is a sum; needs one chain"),
         (lambda: rt.to_residual(rt.diracnet(10)), "has a DiracWeight, .* to_plain first"),

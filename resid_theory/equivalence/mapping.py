@@ -141,6 +141,9 @@ class _Plain(Converter):
         if not found:
             raise NotOneLayer(refused.get("", "it has no layer under its shortcut"))
         path, graph, functions = found[0], found[0].graph, list[Piece]()
+        if any("branch" in graph.owners(node) for node in graph.bit
+               if graph.is_above(node, path.source)):  # fmt: skip
+            raise NotOneLayer("its branch writes into what the shortcut reads")
         pieces = [(path.source, path.total)]
         if path.others:
             other, *more = path.others
