@@ -30,8 +30,11 @@ def test_hessians_in_activations(problem, wrt, layer, engine):
     net, x, y = problem
     batches = [(x[:2], y[:2]), (x[2:], y[2:])]
     kept = {name: value.clone() for name, value in net.state_dict().items()}
+    net[-1].eval()
+    modes = [part.training for part in net.modules()]
     A = rt.curvature_operator(net, "cross_entropy", batches, wrt=wrt, engine=engine, chunk=2)
-    assert net.training and all(torch.equal(kept[n], v) for n, v in net.state_dict().items())
+    assert [part.training for part in net.modules()] == modes
+    assert all(torch.equal(kept[n], v) for n, v in net.state_dict().items())
     expected = exact(net, x, y, layer)
     assert A.shape == expected.shape
     assert float((A.dense() - expected).norm()) <= HESSIAN * float(expected.norm())

@@ -119,7 +119,8 @@ class WeightUse:
     def placed(self, rows: Tensor) -> Tensor:
         """The reverse of :meth:`rows`."""
         (made,) = self.node._input_metadata
-        *front, down, across = *rows.shape[:-3], *made.shape
+        shape: tuple[int, ...] = (*rows.shape[:-3], *made.shape)
+        *front, down, across = shape
         if not self.turned:
             return rows.reshape(*front, down, across)
         return rows.reshape(*front, across, down).mT

@@ -48,7 +48,7 @@ def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Da
     x, y = whole.pair
     x = map_tensors(x, torch.clone)  # the caller's may change
     varied = VariedNet(net, x, whole.size, wrt, _found(net, whole, wrt))
-    varied.train(net.training)
+    varied.training = net.training  # its parts have their own modes
     rows = torch.arange(whole.size)
     return varied, Data.of((rows, y), like=varied, sample_weight=whole.sample_weight)
 
