@@ -318,15 +318,17 @@ def turned(output, labels):
     return F.cross_entropy(output.T, labels)
 
 
-def test_samples_on_another_axis_than_the_first():
-    net = Turned()
-    expected = F.cross_entropy(Net()(X), LABELS).item()
-    for data in ((X, LABELS), [(X[part], LABELS[part]) for part in PARTS]):
+@pytest.mark.parametrize("ignored", [0, 3])
+def test_samples_on_another_axis_than_the_first(ignored):
+    net, labels = Turned(), LABELS.clone()
+    labels[:ignored] = -100
+    expected = F.cross_entropy(Net()(X), labels).item()
+    for data in ((X, labels), [(X[part], labels[part]) for part in PARTS]):
         found = rt.evaluate(net, data, loss=turned, batch=4)
         assert found.loss == pytest.approx(expected, rel=1e-12)
         assert (found.labels, found.wrong) == (0, {})
-    run, other = fit(net, (X, LABELS), RECIPE.change(loss=turned)), Net()
-    fit(other, (X, LABELS), RECIPE)
+    run, other = fit(net, (X, labels), RECIPE.change(loss=turned)), Net()
+    fit(other, (X, labels), RECIPE)
     assert relative_error(run.net.first.weight, other.first.weight) < SAME
 
 

@@ -89,7 +89,6 @@ class DeviceDataset:
         if loss.targets == "any" and axes is not None:
             _check_all(loss, axes, output, self._targets, self._size)
         self._weights: Tensor | None = None  # where they differ
-        self._is_weighted = whole.sample_weight is not None
         self.total = float(self._size)
         weights = torch.ones(self._size, dtype=torch.float64)
         if loss.weights is not None and not loss.sums:
@@ -110,8 +109,9 @@ class DeviceDataset:
             )
         if self.weighting is not None and self.weighting.sums:
             self.total = 1.0
-        elif self._is_weighted or bool(weights.min() != weights.max()):
+        elif whole.sample_weight is not None or bool(weights.min() != weights.max()):
             self._weights, self.total = weights.to(device), float(weights.sum())
+        self._given = None if whole.sample_weight is None else self._weights
         self.labels = None
         if self._labels is not None:
             wide = output[:1].expand(self._size, *output.shape[1:])
@@ -165,7 +165,7 @@ class DeviceDataset:
         x = self._x(self.stored(rows) if stored is None else stored)
         target = rows_of(self._targets, rows, self._size)
         labels = None if self._labels is None else self._labels[rows]
-        weights = self._weights[rows] if self._is_weighted and self._weights is not None else None
+        weights = None if self._given is None else self._given[rows]
         return x, target, labels, weights
 
     def _x(self, stored: Any) -> Any:
