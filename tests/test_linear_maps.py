@@ -356,6 +356,7 @@ PUT = "is in a weight that is put together from several parameters"
     ((4,), lambda x, w: torch.einsum("bti,j->btj", x, w), PUT),
     ((4, 4), lambda x, w: torch.matmul(x, w, out=torch.empty(len(x), TOKENS, 4)), PUT),
     ((4, 4), lambda x, w: torch.vmap(lambda one: one @ w)(x), PUT),
+    ((4, 4), lambda x, w: torch.matmul(x, w.expand(2, 1, 4, 4)).sum(0), PUT),
     ((3, 4), lambda x, w: x + F.linear(x[:0], w).sum(), "no sample has a row"),
     ((4, 4), lambda x, w: F.linear(x, torch.ones(4, 4).tril() @ w), PUT),
     ((4, 4), lambda x, w: F.linear(x, F.embedding(torch.tensor([1, 0, 3, 2]), w)), PUT),

@@ -93,7 +93,8 @@ class Operation(NamedTuple):
         outer = [a for a in of_w if a in of_y and a not in of_x + self.stacked]
         rest = [a for a in of_x if a not in side + inner]
         summed_alone = set(of_w) - single - {*side, *inner, *outer} | set(rest) - set(of_y)
-        if summed_alone or not inner:
+        copied = any(w.shape[of_w.index(a)] > 1 for a in single.difference(of_x))
+        if summed_alone or copied or not inner:  # noise on the weight would be in all copies
             return []
         found = []
         for index in itertools.product(*(range(w.shape[of_w.index(a)]) for a in side)):

@@ -52,7 +52,7 @@ _REASONS = {
                      "rnn_tanh_cell", "rnn_relu_cell"), "its matrices act inside a recurrence"),
     **dict.fromkeys(READERS, "is in a weight that is put together from several parameters, looked "
                     "up in an embedding or picked by numbers read from samples, or used in a form "
-                    "without rows: torch.vmap, an einsum of three"),
+                    "without rows: torch.vmap, an einsum of three, copies of it side by side"),
     "part": "is used in part, without its identity having parts",
     "mixed": "its identity is mixed with other entries by the parametrization that follows it",
     "bilinear": "bilinear in two inputs",
