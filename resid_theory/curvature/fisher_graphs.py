@@ -56,7 +56,7 @@ class EmpiricalFisherGraph(SampledGraph):
         recorded = super()._record(output, target, loss)
         self._places = self.axes.floating(output)
         # A slope is the sample's share of the loss times the slope of its own loss.
-        self._each = self._places.spread(self._slopes)
+        self._each = self._places.spread([slope.detach() for slope in self._slopes])
         return recorded
 
     def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
