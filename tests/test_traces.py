@@ -64,17 +64,24 @@ def test_bars_of_all_products_are_their_rounding(rows, share, dtype, generator):
             assert half == pytest.approx(rounding + own, rel=1e-6)
 
 
+class Counted(Wrapped):
+    """Keeps the number of vectors of each product."""
+
+    def __init__(self, matrix):
+        super().__init__(matrix)
+        self.widths = []
+
+    def __matmul__(self, vectors):
+        self.widths.append(vectors.shape[1])
+        return super().__matmul__(vectors)
+
+
 @pytest.mark.parametrize(("budget", "first"), [(6, 3), (41, 5), (42, 6), (50, 6), (54, 7)])
 def test_a_twelfth_of_the_products_and_two_or_three_more_are_random_at_first(budget, first):
-    class Counted(Wrapped):
-        def __matmul__(self, vectors):
-            widths.append(vectors.shape[1])
-            return super().__matmul__(vectors)
-
     for call in (rt.trace, rt.frobenius_norm):
-        widths = []
-        call(Counted(torch.diag(LEVELS)), budget=budget)
-        assert widths[0] == first
+        A = Counted(torch.diag(LEVELS))
+        call(A, budget=budget)
+        assert A.widths[0] == first
 
 
 @pytest.mark.parametrize(("budget", "room"), [(11, 11), (60, 60), (90, 60)])
@@ -124,12 +131,7 @@ def test_no_product_with_nothing_is_asked_for(generator):
     matrix = torch.randn(60, 60, generator=generator)
     matrix += matrix.clone().T  # in which no few directions carry most
 
-    class Counted(Wrapped):
-        def __matmul__(self, vectors):
-            widths.append(vectors.shape[1])
-            return super().__matmul__(vectors)
-
     for call in (rt.trace, rt.frobenius_norm):
-        widths = []
-        call(Counted(matrix), budget=20)
-        assert 0 not in widths and sum(widths) == 20
+        A = Counted(matrix)
+        call(A, budget=20)
+        assert 0 not in A.widths and sum(A.widths) == 20
