@@ -86,6 +86,8 @@ def install(wanted, extras, lock):
             shutil.rmtree(VENV)
         # The base interpreter: ours may be the one in .venv that was just removed.
         run([getattr(sys, "_base_executable", sys.executable), "-m", "venv", VENV], lock)
+        # The pip that Python brings along takes up to twice as long for the rest.
+        run([PYTHON, "-m", "pip", "install", "--quiet", "--upgrade", "pip"], lock)
     write_stamp({})
     extras = sorted(extras.union(before.get("extras", ())))  # what is there may stay
     print("Installing the dependencies: minutes the first time, and only then.", flush=True)

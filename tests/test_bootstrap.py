@@ -81,10 +81,9 @@ def ready(project):
 
 
 def offline():
-    """Environment in which no index answers: port 9 of this machine is closed."""
+    """Environment in which pip has no index to look into."""
     environment = {name: value for name, value in os.environ.items() if name[:4] != "PIP_"}
-    dead = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
-    return environment | dead | {"PIP_RETRIES": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return environment | {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
 
 
 def bootstrap(project, *options, before=""):
