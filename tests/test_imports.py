@@ -67,13 +67,23 @@ def imports(tree, name, is_package=False):
                 yield inner if room(inner) and is_module(inner) else base
 
 
-def house():
+@pytest.fixture(scope="module")
+def trees():
+    """Syntax trees of all sources by path: many objects, gone when this file is done."""
+    folders = ("resid_theory", "experiments", "benchmarks", "docs")
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def house(trees):
     """Library and experiments: each module with the modules of ours that it imports."""
-    paths = [path for top in ("resid_theory", "experiments") for path in (ROOT / top).rglob("*.py")]
-    for path in sorted(paths):
-        name = module_name(path)
-        found = imports(ast.parse(path.read_text()), name, path.name == "__init__.py")
-        yield name, {other for other in found if room(other) and other != name}
+    found = {}
+    for path, tree in trees.items():
+        if room(name := module_name(path)):
+            named = imports(tree, name, path.name == "__init__.py")
+            found[name] = {other for other in named if room(other) and other != name}
+    return found
 
 
 def wrong_floor(name, other):
@@ -100,14 +110,14 @@ def cycle(graph):
     return []
 
 
-def test_rooms_import_from_lower_floors_only():
-    wrong = [wrong_floor(name, other) for name, found in house() for other in found]
+def test_rooms_import_from_lower_floors_only(house):
+    wrong = [wrong_floor(name, other) for name, found in house.items() for other in found]
     assert not [words for words in wrong if words]
 
 
-def test_inside_a_room_no_imports_go_round():
+def test_inside_a_room_no_imports_go_round(house):
     rooms = defaultdict(dict)
-    for name, found in house():
+    for name, found in house.items():
         rooms[room(name)][name] = {other for other in found if room(other) == room(name)}
     assert len(rooms) == len(FLOOR)
     assert not [ring for ring in map(cycle, rooms.values()) if ring]
@@ -209,12 +219,8 @@ def missing_attributes(tree):
                 yield f"line {node.lineno}: {module}.{node.attr}"
 
 
-@pytest.mark.parametrize("folder", ["resid_theory", "experiments", "benchmarks", "docs"])
-def test_modules_have_what_is_read_from_them(folder):
-    wrong = {
-        path.name: list(missing_attributes(ast.parse(path.read_text(encoding="utf-8"))))
-        for path in ROOT.joinpath(folder).rglob("*.py")
-    }
+def test_modules_have_what_is_read_from_them(trees):
+    wrong = {str(path): list(missing_attributes(tree)) for path, tree in trees.items()}
     assert not {name: lines for name, lines in wrong.items() if lines}
 
 

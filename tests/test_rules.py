@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import is_dataclass
 from pathlib import Path
 
+import pytest
+
 import resid_theory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +22,10 @@ def sources(*folders):
     return {str(p.relative_to(ROOT)): ast.parse(p.read_text(encoding="utf-8")) for p in paths}
 
 
-LIBRARY = sources("resid_theory")
+@pytest.fixture(scope="module")
+def library():
+    """The trees of the library: many objects, gone when this file is done."""
+    return sources("resid_theory")
 
 
 # Dangerous calls ----------------------------------------------------------------------------------
@@ -48,8 +53,8 @@ def dangers(tree):
             yield f"{line}: shell=True"
 
 
-def test_no_source_runs_what_it_reads():
-    trees = {**LIBRARY, **sources("experiments", "benchmarks", "docs")}
+def test_no_source_runs_what_it_reads(library):
+    trees = {**library, **sources("experiments", "benchmarks", "docs")}
     for name in ("bootstrap.py", "conftest.py"):
         trees[name] = ast.parse((ROOT / name).read_text(encoding="utf-8"))
     assert not [f"{path}:{danger}" for path, tree in trees.items() for danger in dangers(tree)]
@@ -79,10 +84,10 @@ os.system(c)"""
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def test_headlines_are_noun_phrases_or_imperatives():
+def test_headlines_are_noun_phrases_or_imperatives(library):
     headlines = [
         f"{path}: {docstring.splitlines()[0]}"
-        for path, tree in LIBRARY.items()
+        for path, tree in library.items()
         for node in ast.walk(tree)
         if isinstance(node, DOCUMENTED) and (docstring := ast.get_docstring(node))
     ]
@@ -90,11 +95,11 @@ def test_headlines_are_noun_phrases_or_imperatives():
     assert headlines and not [line for line in headlines if riddle.match(line)]
 
 
-def test_no_name_occurs_twice():
-    files = Counter(Path(path).stem for path in LIBRARY if not Path(path).stem.startswith("__"))
+def test_no_name_occurs_twice(library):
+    files = Counter(Path(path).stem for path in library if not Path(path).stem.startswith("__"))
     classes = Counter(
         node.name
-        for tree in LIBRARY.values()
+        for tree in library.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     )
