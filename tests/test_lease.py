@@ -5,11 +5,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import interrupted
 import numpy as np
 import pytest
 from fake_cuda import pretended
@@ -37,7 +37,7 @@ class Crashing(Training):
         os._exit(134)
 
 
-def request(seed=0, kind=Training, epochs=2, samples=160):
+def request(seed=0, kind=Training, epochs=2, samples=48):
     part = kind(
         architecture={"builder": "simplified_net", "arguments": {"depth": 5, "generator": seed}},
         recipe=RECIPE.change(epochs=epochs),
@@ -120,6 +120,10 @@ def test_volumes_hold_what_fits_and_replace_one_another_as_a_whole(tmp_path):
 
 def rehearse(folder):
     """Two calls; the first is ended by time, the second by a signal."""
+    os.setsid()
+    log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(log, stream)
     # Nothing is cut off where the machine is slow.
     on_machine.SAVE = on_machine.CHECK = on_machine.GAIN = 1000
     endless, crashing, short = request(2, epochs=4000), request(1, Crashing), request()
@@ -130,33 +134,28 @@ def rehearse(folder):
 
 def test_a_rehearsal(tmp_path):
     endless, crashing, short = request(2, epochs=4000), request(1, Crashing), request()
-    words = f"import pathlib, test_lease; test_lease.rehearse(pathlib.Path({str(tmp_path)!r}))"
-    with open(tmp_path / "log", "w") as log:
-        call = subprocess.Popen(
-            [sys.executable, "-c", words],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            start_new_session=True,
-            stdout=log,
-        )
+    call = interrupted.server().Process(target=rehearse, args=(tmp_path,))
+    call.start()
     cells = tmp_path / "home" / "parts" / "cells"
     metrics = cells / endless.part.key / "training" / "metrics.jsonl"
 
     def trains():
+        if not (tmp_path / "log").exists():
+            return False
         words = (tmp_path / "log").read_text()
         begun = "finished" in words and words.count("seed 2 digits, ") == 2
         return begun and metrics.is_file() and metrics.read_bytes().count(b"\n") > 2
 
     latest = time.time() + 150
-    while call.poll() is None and not trains() and time.time() < latest:
+    while call.is_alive() and not trains() and time.time() < latest:
         time.sleep(0.02)
     os.killpg(call.pid, signal.SIGTERM)  # as `timeout` does: to all processes of the call
-    try:
-        status = call.wait(timeout=100)
-    except subprocess.TimeoutExpired:
+    call.join(100)
+    if call.is_alive():
         os.killpg(call.pid, signal.SIGKILL)
-        status = call.wait()
+        call.join()
     log = (tmp_path / "log").read_text()
-    assert status == 0, log
+    assert call.exitcode == 0, log
     tried = [word in log for word in ("channels_last:", "graph:")]
     assert all(tried) and "NOT USED" not in log and "simplified_net: chosen" in log, log
     found = collect(tmp_path, tmp_path / "parts")
