@@ -483,9 +483,9 @@ def test_faults_of_the_program_keep_their_traceback(monkeypatch):
 
 
 def test_too_large_a_net_is_refused_before_the_work(capsys):
-    code, out, err = run(capsys, "spectrum", "--blocks", "20000")
+    code, out, err = run(capsys, "spectrum", "--blocks", "4000")
     assert code == 2
-    assert out.startswith("P = 4,000,000")
+    assert out.startswith("P = 800,000")
     assert "GiB" in err
 
 
@@ -523,7 +523,7 @@ def test_what_stood_behind_an_option_is_told(capsys):
     [("--help", 0, ("demo", "spectrum", "zero-point")),
      ("", 0, ("Usage", "checkpoints")),
      ("zero-point", 0, ("largest |lambda|", "lr x steps")),
-     ("spectrum --init xavir", 2, ("resid-theory: --init: ",))],
+     ("demo --seed 3", 2, ("resid-theory: No such option: --seed",))],
     ids=["help", "nothing", "ascii", "error"],
 )  # fmt: skip
 def test_a_process_of_its_own(words, code, says):

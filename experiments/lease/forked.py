@@ -10,5 +10,8 @@ import sklearn.datasets  # noqa: F401
 import torch._dynamo  # noqa: F401
 
 import experiments.lease.fast_paths  # noqa: F401
+from experiments.digest import code_digest
+from experiments.trainings import Training
 
+code_digest(Training)  # is kept; each child would take seconds for it
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
