@@ -45,6 +45,10 @@ WAITING = {
     "aten::equal", "aten::is_nonzero", "aten::masked_select", "aten::nonzero",
 }  # fmt: skip
 COPYING = {"as_tensor", "asarray", "cpu", "new_tensor", "tensor", "to"}
+# Other calls are what they are on the CPU, unless they ask for a place.
+LOOKED_AT = {DEVICE, IS_CUDA, *MAKERS}
+LOOKED_AT_BY_NAME = {"__array__", "__deepcopy__", "numpy", "tolist", *RANDOM, *COPYING}
+PLACES = {"device", "generator", "pin_memory"}
 
 
 class Generator(torch.Generator):
@@ -79,7 +83,7 @@ class Graph(TorchDispatchMode):
 
 
 CAPTURING = []
-NESTS = list, tuple, type({}.values())
+NESTS = list, tuple, dict
 
 
 @contextlib.contextmanager
@@ -134,8 +138,15 @@ def tensors_in(nest):
     """The tensors of a call's arguments, or of what it gives."""
     if isinstance(nest, Tensor):
         return [nest]
-    nest = nest.values() if isinstance(nest, dict) else nest
-    return [t for n in nest for t in tensors_in(n)] if isinstance(nest, NESTS) else []
+    if not isinstance(nest, NESTS):
+        return []
+    found = []
+    for each in nest.values() if isinstance(nest, dict) else nest:
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, NESTS):
+            found += tensors_in(each)
+    return found
 
 
 def storage(tensor):
@@ -185,16 +196,16 @@ class Functions(TorchFunctionMode):
     """Calls as they are written: devices asked for and told."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
+        kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        looked_at = func in LOOKED_AT or name in LOOKED_AT_BY_NAME or PLACES.intersection(kwargs)
+        if not looked_at or name == "_parse_to":  # Module.to's, which calls Tensor.to thereafter
+            return func(*args, **kwargs)
         kwargs.pop("pin_memory", None)
-        name = getattr(func, "__name__", "")
         own = place_of(args[0]) if args and isinstance(args[0], Tensor) else None
         if func == DEVICE:
             return GPU if own == "cuda" else func(*args)
         if func == IS_CUDA:
             return own == "cuda"
-        if name == "_parse_to":  # Module.to, which calls Tensor.to with what it finds
-            return func(*args, **kwargs)
         if name in ("numpy", "__array__") and own == "cuda":
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         if name == "tolist" and own == "cuda":
@@ -253,6 +264,10 @@ class Functions(TorchFunctionMode):
 
 class Operations(TorchDispatchMode):
     """What the calls come down to: devices held against each other."""
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # a third of the time, and nothing here is compiled
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._schema.name
