@@ -17,8 +17,8 @@ def slices(size: int) -> Iterator[slice]:
 
 def dots(left: Tensor, right: Tensor) -> Tensor:
     """leftᵀ right of (P, a) and (P, b) vectors, summed in float64, on the vectors' device."""
-    if left.dtype == torch.float64:
-        return left.T @ right
+    if left.dtype == torch.float64 or len(left) <= _ROWS:
+        return left.double().T @ right.double()
     total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
     for rows in slices(len(left)):
         total += left[rows].double().T @ right[rows].double()

@@ -80,20 +80,22 @@ def error_bounds(ritz: Ritz, goal: Goal) -> Tensor:
         order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
         count = int(torch.isin(order[: goal.k], columns).cumprod(0).sum())
         most = min(count + _BEYOND, total) - 1
-        values, residuals = sign * ritz.values[order], ritz.residuals[order]
+        values, residuals = sign * ritz.values[order], ritz.residuals[order].tolist()
         gram = ritz.residual_gram(order[:most])
-        spread = gram.diagonal().cumsum(0).sqrt()
-        gaps = -values.diff()
+        spread, gaps = gram.diagonal().cumsum(0).sqrt().tolist(), (-values.diff()).tolist()
+        places = (
+            values.tolist()
+        )  # numbers: operations on single entries would take most of the time
         for j in range(1, most + 1):
-            last, gap = values[j - 1], gaps[max(0, j - 2) : j].min()
+            last, gap = places[j - 1], min(gaps[max(0, j - 2) : j])
             if j > count and residuals[j - 1] > _RESOLVED[goal.verify] * gap:
                 break  # a Ritz value in the middle of many may stand for more than one eigenvalue
             # The next eigenvalue is assumed to be at most the next Ritz value plus its residual.
             # This may not have converged, so only half of the gap is used: it doubles the bounds
             # at most.
-            floor = (last + values[j] + residuals[j]) / 2
+            floor = (last + places[j] + residuals[j]) / 2
             if last - floor > spread[j - 1]:
-                shifts = lehmann(values[:j], gram[:j, :j], float(floor)) - values[:j]
+                shifts = lehmann(values[:j], gram[:j, :j], floor) - values[:j]
                 # Rounding in a product is that of a matrix that differs by the noise.
                 sharp = shifts.clamp_min(0) + ritz.noise
                 best[order[:j]] = torch.minimum(best[order[:j]], sharp)
