@@ -144,16 +144,27 @@ def test_all_products_give_the_exact_trace(generator):
 
 
 @pytest.mark.parametrize("function", [rt.trace, rt.frobenius_norm], ids=["trace", "norm"])
-@pytest.mark.parametrize(
-    "levels",
-    [LEVELS, LEVELS[:56], torch.cat([torch.linspace(0, 1, 199), torch.tensor([50.0])])],
-    ids=["outliers", "flat", "one of 50"],
-)
-def test_intervals_have_their_coverage(function, levels):
-    matrix = torch.diag(levels)
-    truth = (levels.sum() if function is rt.trace else levels.norm()).item()
-    low, high = expected(400)
-    assert low <= trials(400, lambda g: function(matrix, budget=24, generator=g), truth) <= high
+def test_intervals_have_their_coverage(function):
+    spectra = {
+        "outliers": LEVELS,
+        "flat": LEVELS[:56],
+        "one of 50": torch.cat([torch.linspace(0, 1, 199), torch.tensor([50.0])]).float(),
+    }
+    count, held = 134, {}
+    for name, levels in spectra.items():
+        truth = (levels.sum() if function is rt.trace else levels.norm()).item()
+        matrix = torch.diag(levels)
+        found = [function(matrix, budget=24, generator=seed) for seed in range(count)]
+        held[name] = sum(e.covers(truth) for e in found)
+        assert held[name] >= expected(count)[0], name
+        # Of so few, halves tell intervals that are too wide: they hold it as often as normal
+        # numbers are below 0.98, those of intervals twice as wide as often as below 1.96.
+        halves = sum((e.low + e.value) / 2 <= truth <= (e.value + e.high) / 2 for e in found)
+        low, high = expected(count, 0.673)
+        assert low <= halves <= high, name
+    # Of all 90 % told as 95 are 4.6 spreads too few; intervals of norms hold a little more.
+    spread = math.sqrt(3 * count * 0.95 * 0.05)
+    assert -3 * spread <= sum(held.values()) - 3 * count * 0.95 <= 4 * spread, held
 
 
 @pytest.mark.parametrize("count", [5, 20])
@@ -530,14 +541,14 @@ def test_no_ghost_in_a_long_run(generator):
     assert (found.known > 1).sum() == 2
 
 
-@pytest.mark.parametrize("steps", [20, 60, 400])
+@pytest.mark.parametrize("steps", [20, 60, 160])  # the last ones are all
 @pytest.mark.parametrize("kind", ["bulk", "outliers", "degenerate"])
 def test_wasserstein_distance_is_in_its_error_bar(kind, steps, generator):
-    levels = torch.randn(400, generator=generator) * torch.rand(400, generator=generator) ** 2
+    levels = torch.randn(160, generator=generator) * torch.rand(160, generator=generator) ** 2
     if kind == "outliers":
         levels[:5] = torch.tensor([20.0, 15.0, 9.0, 7.0, -5.0])
     if kind == "degenerate":
-        levels = levels.sort().values[::40].repeat_interleave(40)
+        levels = levels.sort().values[::16].repeat_interleave(16)
     exact, matrix = rt.Spectrum.of(levels), torch.diag(levels)
     pairs = rt.eigenpairs(matrix, 2, which="both", tolerance=1e-6) if kind == "outliers" else None
     found = rt.spectral_density(matrix, probes=8, steps=steps, deflate=pairs, generator=generator)
