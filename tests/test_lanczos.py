@@ -116,7 +116,7 @@ def assert_right(matrix, found, which, k, tolerance):
 # Multiplicities up to P / 2.
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))  # each tolerance at each scale
 def test_no_wrong_set_on_degenerate_spectra(seed, family, which):
     g = torch.Generator().manual_seed(1000 * seed + WHICH.index(which))
     size = int(torch.randint(2, 41, (1,), generator=g))
@@ -414,19 +414,28 @@ HIDDEN = {
 }
 
 
-@pytest.mark.parametrize("steps", [3, 6])
 @pytest.mark.parametrize("case", HIDDEN)
-def test_certificate_is_right_as_often_as_it_says(case, steps):
+def test_certificate_is_right_as_often_as_it_says(case):
     width, outliers = HIDDEN[case]
     levels = torch.linspace(-1, 1, 300)
     levels[: len(outliers)] = torch.tensor(outliers)
-    copies, accepted, trials, wrong = sum(x == 2.0 for x in outliers), 0.2, 200, 0
+    matrix, copies, trials = torch.diag(levels), sum(x == 2.0 for x in outliers), 100
+    chances = {3: [], 6: []}  # by steps, where a copy is hidden
     for seed in range(trials):
-        run = grown(torch.diag(levels), width, steps, seed).certificate()
-        reach = run.ladder[-width:] @ torch.linalg.eigh(run.ladder[:-width]).eigenvectors
-        seen = int(((run.values - 2.0).abs() <= reach.norm(dim=0) + 0.02).sum())
-        wrong += seen < copies and run.missed_beyond(1.98, 1) <= accepted
-    assert wrong / trials <= accepted + 4 * math.sqrt(accepted * (1 - accepted) / trials)
+        krylov = grown(matrix, width, 3, seed)
+        for steps, told in chances.items():
+            while krylov.steps < steps:
+                krylov.extend(krylov.operator @ krylov.block)
+            run = krylov.certificate()
+            reach = run.ladder[-width:] @ torch.linalg.eigh(run.ladder[:-width]).eigenvectors
+            seen = int(((run.values - 2.0).abs() <= reach.norm(dim=0) + 0.02).sum())
+            if seen < copies:
+                told.append(run.missed_beyond(1.98, 1))
+    for steps, told in chances.items():
+        for accepted in (0.05, 0.1, 0.2, 0.4):
+            wrong = sum(chance <= accepted for chance in told)
+            bar = accepted + 4 * math.sqrt(accepted * (1 - accepted) / trials)
+            assert wrong / trials <= bar, (steps, accepted)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
