@@ -186,13 +186,14 @@ class CountingLoader:
     [
         (nn.Tanh, rt.spectrum, 4),
         (nn.Tanh, rt.hessian_spectrum, 4),
-        (lambda: nn.LayerNorm(60), rt.spectrum, 6),
-        (lambda: nn.LayerNorm(60), rt.hessian_spectrum, 6),
+        (lambda: nn.LayerNorm(12), rt.spectrum, 6),
+        (lambda: nn.LayerNorm(12), rt.hessian_spectrum, 6),
     ],
     ids=["layer pairs", "layer pairs, all", "matrix-free", "columns, all"],
 )
 def test_data_are_read_once(generator, monkeypatch, middle, call, runs):
-    net = nn.Sequential(nn.Linear(10, 60), middle(), nn.Linear(60, 9))  # 1,000 < P <= 5,000
+    monkeypatch.setattr(spectrum_of_net, "_SMALL", 200)
+    net = nn.Sequential(nn.Linear(10, 12), middle(), nn.Linear(12, 9))  # 200 < P <= 5,000
     x, y = torch.randn(12, 10, generator=generator), torch.randn(12, 9, generator=generator)
     loader, forward, seen = CountingLoader((x, y)), nn.Sequential.forward, []
 
