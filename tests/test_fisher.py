@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import noise
-from scipy.stats import norm
+from scipy.stats import norm, t
 from tolerances import HESSIAN, assert_same, relative_error
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -142,11 +142,12 @@ def test_the_fisher_matrix_is_the_sum_over_all_targets(name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_mean_of_monte_carlo_fisher_matrices_is_the_fisher_matrix(name):
     exact, v = brute_force(name), noise(len(brute_force(name)), 3, seed=6)
-    drawn = [measured(name, "fisher_mc", generator=seed, draws=2) for seed in range(40)]
+    drawn = [measured(name, "fisher_mc", generator=seed, draws=20) for seed in range(10)]
     forms = torch.stack([operator.quadratic(v) for operator in drawn])
     error = forms.std(0) / len(forms) ** 0.5
     gap = (forms.mean(0) - (v * (exact @ v)).sum(0)).abs()
-    assert (gap <= 4 * error + HESSIAN * exact.abs().max()).all()
+    bar = float(t.isf(1e-4, len(forms) - 1))  # a spread of few is rough itself
+    assert (gap <= bar * error + HESSIAN * exact.abs().max()).all()
     matrix = drawn[0].dense()
     assert relative_error(matrix, matrix.mT) <= HESSIAN
     assert torch.linalg.eigvalsh(matrix)[0] >= -HESSIAN * matrix.abs().max()
