@@ -127,7 +127,7 @@ GAINS = [name for name, row in INITIALIZATIONS.items() if row.gain]
 @pytest.mark.parametrize("shortcut", [True, False], ids=["shortcut", "plain"])
 @pytest.mark.parametrize("init", ["xavier", "kaiming", "orthogonal", "near_zero"])
 def test_output_growth_is_measured_within_its_error_bar(init, shortcut, mid, generator, device):
-    blocks, n, draws, scale = 3, 2, 20_000, 0.7
+    blocks, n, draws, scale = 3, 2, 10_000, 0.7
     weights = rt.networks.draw_weights(
         init, (draws, blocks, n, 4, 4), generator=generator, scale=scale
     )

@@ -192,8 +192,9 @@ def test_a_layer_that_no_sample_has_to_itself_is_named():
 @pytest.mark.parametrize("make, shape", KINDS.values(), ids=KINDS)
 def test_noise_in_weights_follows_the_law(make, shape):
     net, x = nn.Sequential(make()), noise(3, *shape)
-    found = stability.weight_noise(net, x, levels=[0.1, 0.2], draws=300)
-    assert within(found.measured, found.predicted, draws=300, entries=1)
+    found = stability.weight_noise(net, x, levels=[0.1, 0.2], draws=100)
+    # Outputs have noise of their own, three at least.
+    assert within(found.measured, found.predicted, draws=100, entries=3)
     assert relative_error(found.measured[1], 2 * found.measured[0]) < EXACT
 
 

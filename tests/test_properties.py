@@ -507,7 +507,7 @@ ON_A_GPU = {
         shift=there(SHARES), biases=2).shifts.levels,
     "interpolation": lambda there: rt.theory.interpolate(*map(there, PAIR), units=9).positions,
     "interpolation, merged": lambda there: rt.theory.interpolate(
-        *map(there, PAIR), units=60, mode="merge").targets,
+        *map(there, PAIR), units=24, mode="merge").targets,
     "least norm": lambda there: POINTS.new_tensor(
         rt.theory.least_norm(*map(there, PAIR), units=9)),
     "linear, loss": chained(rt.theory.linear_loss),
