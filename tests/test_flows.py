@@ -75,8 +75,8 @@ def flow_by_single_gradients(net, x, y, end, top, k, channel):
     return g[0, k] * slope[0, channel].flatten()
 
 
-def shares_by_the_definition(flows, channels, mode, statistic):
-    """f_l from all flows of one sample, (K, C, M): three loops and the words of the paper."""
+def shares_by_the_definition(flows, channels, mode):
+    """f_l of each statistic from all flows of a sample, (K, C, M): loops and the paper's words."""
     features, width = flows.shape[:2]
     path = channels.tolist()
     if mode == "sub":
@@ -84,7 +84,7 @@ def shares_by_the_definition(flows, channels, mode, statistic):
     else:
         last = width if mode == "first" else features
         pairs = [(path[k], [k]) for k in range(last) if path[k] >= 0]
-    dominant = 0
+    dominant = dict.fromkeys(STATISTICS, 0)
     for j, own in pairs:
         mine = sum((flows[k, j] for k in own), torch.zeros(flows.shape[2]))
         others = sum(
@@ -94,12 +94,10 @@ def shares_by_the_definition(flows, channels, mode, statistic):
         ratios = [
             0.0 if p == 0 else math.inf if q == 0 else p / q for p, q in zip(a, b, strict=True)
         ]
-        dominant += {
-            "mean": sum(ratios) / len(ratios) > 1,
-            "ratio_of_means": sum(a) > sum(b),
-            "median": sum(r > 1 for r in ratios) > len(ratios) / 2,
-        }[statistic]
-    return dominant / len(pairs)
+        dominant["mean"] += sum(ratios) / len(ratios) > 1
+        dominant["ratio_of_means"] += sum(a) > sum(b)
+        dominant["median"] += sum(r > 1 for r in ratios) > len(ratios) / 2
+    return [dominant[statistic] / len(pairs) for statistic in STATISTICS]
 
 
 # Shares ------------------------------------------------------------------------------------------
@@ -125,8 +123,7 @@ def test_shares_are_those_of_single_gradients(name, generator, device, data):
         ]
     ).cpu()
     for row, mode in enumerate(MODES):
-        for column, statistic in enumerate(STATISTICS):
-            exact = shares_by_the_definition(table, channels, mode, statistic)
+        for column, exact in enumerate(shares_by_the_definition(table, channels, mode)):
             assert abs(float(flows.all_shares[0, layer, row, column]) - exact) < round_off(64)
     mass, total = table.abs().sum(2), float(table.abs().sum())
     own = sum(float(mass[k, channel]) for k, channel in enumerate(channels) if channel >= 0)
