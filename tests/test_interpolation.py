@@ -552,14 +552,14 @@ def test_of_some_perturbations_the_widest_apart_is_taken(generator):
 @pytest.mark.parametrize("width", [3, 6])
 def test_merged_targets(generator, tolerance, width):
     x, y = sphere(generator, 12, width), classes(12, width)
-    found = rt.theory.interpolate(x, y, units=240, mode="merge", tolerance=tolerance)
+    found = rt.theory.interpolate(x, y, units=120, mode="merge", tolerance=tolerance)
     assert (found.output - y).norm(dim=1).max() <= tolerance + ROUNDED
     assert found.error <= INTERPOLATION
     assert found.lower_bound <= found.largest_norm <= found.upper_bound
-    assert found.lower_bound == rt.theory.least_norm(x, y, units=240, tolerance=tolerance)
+    assert found.lower_bound == rt.theory.least_norm(x, y, units=120, tolerance=tolerance)
     rho, together = found.separation, 12 / min(width, 12)
     shrinking = 19 + 5.3 * math.log(together * rho / (4 * tolerance))
-    cost = 12 * (8 * math.pi**2 / rho**2 + shrinking / rho) / (240 - 36) / (1 - 1e-3)
+    cost = 12 * (8 * math.pi**2 / rho**2 + shrinking / rho) / (120 - 36) / (1 - 1e-3)
     assert found.upper_bound == pytest.approx(math.sqrt(cost))
     bounds = [found.schedule.norm_bound(units) for units in (36, 37)]  # three each, and one more
     assert math.isinf(bounds[0]) and math.isfinite(bounds[1])
@@ -585,7 +585,7 @@ def test_the_tolerance_is_at_most_an_eighth_of_the_separation(generator):
 
 def test_merging_costs_the_logarithm_of_the_tolerance(generator):
     x, y = sphere(generator, 8, 6), classes(8, 6)
-    options = {"units": 600, "mode": "merge", "braces": False}
+    options = {"units": 200, "mode": "merge", "braces": False}
     found = [rt.theory.interpolate(x, y, tolerance=t, **options) for t in (1e-2, 1e-4, 1e-6)]
     first, second, third = (net.largest_norm**2 for net in found)
     assert third - second == pytest.approx(second - first, rel=0.2)
@@ -610,7 +610,7 @@ def test_columns_from_one_side_merge_because_they_stop_in_turn():
     angle = torch.linspace(0.6, 1.7, 12, dtype=torch.float64)
     x = torch.stack([angle.cos(), angle.sin(), 0 * angle], 1)
     y = classes(1, 3).repeat(12, 1)
-    found = rt.theory.interpolate(x, y, units=900, mode="merge", tolerance=1e-4)
+    found = rt.theory.interpolate(x, y, units=300, mode="merge", tolerance=1e-4)
     left = (found.output - y).norm(dim=1)
     assert (left / 1e-4 * 12 - torch.arange(1, 13)).abs().max() <= 1e-6
     assert found.largest_norm <= found.upper_bound

@@ -146,14 +146,13 @@ def test_eigenvalues_by_counts(size, blocks, kind, monkeypatch):
     matrix = make(size, blocks, kind)
     values = eigenvalues(matrix)
     magnitudes = values.abs().sort().values
-    ranks = sorted(
-        {0, 1, len(values) // 10, len(values) // 2, len(values) - 1} & set(range(len(values)))
-    )
-    counted = torch.tensor([matrix.eigenvalue(rank) for rank in ranks])
-    sizes = torch.tensor([matrix.magnitude(rank) for rank in ranks])
-    scale = magnitudes[-1]
-    assert (counted - values[ranks]).abs().max() <= COUNTED * scale
-    assert (sizes - magnitudes[ranks]).abs().max() <= COUNTED * scale
+    most, scale = len(values) - 1, magnitudes[-1]
+    for find, exact, ranks in (
+        (matrix.eigenvalue, values, {1, len(values) // 10, most}),
+        (matrix.magnitude, magnitudes, {0, len(values) // 2, most}),
+    ):
+        for rank in ranks & set(range(len(values))):
+            assert abs(find(rank) - exact[rank]) <= COUNTED * scale, (find.__name__, rank)
 
 
 @pytest.mark.parametrize("kind", ["general", "identity"])
