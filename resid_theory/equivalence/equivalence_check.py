@@ -26,6 +26,7 @@ from resid_theory.losses import Loss, LossLike
 from resid_theory.nested import leaves_of, map_tensors, tensors_of
 from resid_theory.runtime.net_entry import as_written, check_net
 from resid_theory.runtime.net_state import copied
+from resid_theory.runtime.preserve import seed_devices
 from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Gap", "OptimizerFactory", "check_equivalence"]
@@ -242,8 +243,9 @@ def _measure(
 @contextmanager
 def _same_draws(net: nn.Module, seed: int) -> Iterator[None]:
     """Let two nets draw the same random numbers, as for dropout in train mode."""
-    with torch.random.fork_rng(devices={p.device for p in net.parameters() if p.is_cuda}):
-        torch.manual_seed(seed)
+    devices = {p.device for p in net.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=devices):
+        seed_devices(seed, devices)
         yield
 
 

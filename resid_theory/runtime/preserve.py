@@ -1,6 +1,6 @@
 """Read-only measurements: model, random state and settings come out as they went in."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from resid_theory._check import check_choice
 from resid_theory.runtime.net_entry import as_written, set_eval
 from resid_theory.runtime.net_state import NetState
 
-__all__ = ["deterministic", "evaluated", "preserved"]
+__all__ = ["deterministic", "evaluated", "preserved", "seed_devices"]
 
 
 @contextmanager
@@ -127,6 +127,23 @@ def preserved(
                 yield
         finally:
             state.put_back(weights=weights)
+
+
+def seed_devices(seed: int, devices: Iterable[torch.device]) -> None:
+    """Seed torch's generators of the CPU and of some devices.
+
+    Not ``torch.manual_seed``, which also seeds GPUs that have no part in this, and queues a call
+    with its stack trace for every kind of device that is not there.
+
+    Args:
+        seed: The seed.
+        devices: The devices, of which GPUs are seeded.
+    """
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
 
 
 @contextmanager

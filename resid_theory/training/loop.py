@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory.nested import rows_of, tensors_of
-from resid_theory.runtime.preserve import deterministic
+from resid_theory.runtime.preserve import deterministic, seed_devices
 from resid_theory.runtime.resources import is_out_of_memory
 from resid_theory.training.checkpoint import Writer, check_same, digest, pack, unpack
 from resid_theory.training.device_dataset import DeviceDataset
@@ -305,9 +305,5 @@ def _surroundings(device: torch.device, seed: int, recipe: Recipe) -> Iterator[N
         torch.enable_grad(),
         deterministic(tf32=tf32, fastest=rounds and recipe.compile == GRAPH),
     ):
-        # Not torch.manual_seed, which also seeds GPUs that have no part in this.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+        seed_devices(seed, devices)
         yield

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from resid_theory.runtime.preserve import seed_devices
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.training.epochs import seed_from
 from resid_theory.training.step import NetGroup
@@ -46,7 +47,8 @@ class Parallel:
         if self.alone:
             return
         # A function of step and rank: a resume draws the same, with nothing to save for each rank.
-        torch.manual_seed(seed_from(self._seed, step, self._process_group.rank))
+        own = seed_from(self._seed, step, self._process_group.rank)
+        seed_devices(own, {p.device for p in self._group.parameters.values()})
         self._before = [buffer.clone() for buffer in self._group.buffers()]
 
     @torch.no_grad()
