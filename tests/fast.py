@@ -16,7 +16,7 @@ FILES = {
 }  # fmt: skip
 FOLDERS = {"reliability"}
 TESTS = {
-    "test_40_steps_of_training", "test_a_killed_run_on_a_net_continues_bit_for_bit",
+    "test_20_steps_of_training", "test_a_killed_run_on_a_net_continues_bit_for_bit",
     "test_a_process_of_its_own", "test_certificate_is_right_as_often_as_it_says",
     "test_class_priors_bound_the_condition_number_for_all_signs",
     "test_coarse_quadrature_widens_the_index", "test_columns_go_on_after_a_kill",

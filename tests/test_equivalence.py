@@ -76,7 +76,7 @@ def random_net(seed):
     """A residual net, the oracle's arguments for it, and inputs that survive its cropping."""
     generator = torch.Generator().manual_seed(seed)
     axes, width = seed % 4, pick([1, 2, 3], generator)
-    x = torch.randn(3, width, *[{1: 40, 2: 30, 3: 27}.get(axes, 0)] * axes, generator=generator)
+    x = torch.randn(3, width, *[{1: 40, 2: 30, 3: 21}.get(axes, 0)] * axes, generator=generator)
     parts, geometries = [], []
     for _ in range(pick([1, 2, 3], generator)):
         layer, geometry = random_layer(axes, width, generator)
@@ -289,15 +289,16 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_40_steps_of_training(name):
+def test_20_steps_of_training(name):
     net, x, y = tiny_residual()
-    pair, settings = (net, rt.to_plain(net)), {"loss": "cross_entropy", "steps": 40}
+    pair, settings = (net, rt.to_plain(net)), {"loss": "cross_entropy", "steps": 20}
     settings |= {"optimizer": OPTIMIZERS[name]}
     corrected = rt.check_equivalence(*pair, (x, y), **settings)
-    assert corrected.steps.shape == (40,)
+    assert corrected.steps.shape == (20,)
     assert corrected.largest < SAME
     free = rt.check_equivalence(*pair, (x, y), correct=False, **settings)
-    assert free.steps[-1] > 1e-3
+    # The slowest decay takes 0.05 times 0.001 a step from an identity, the largest entry is 1.3.
+    assert free.steps[-1] > 20 * 2.5e-5
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
@@ -359,7 +360,7 @@ CHAIN = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.
 
 @pytest.mark.parametrize("name", FOLDABLE)
 def test_folded_nets(generator, name):
-    size = 64 if name == "ImageNet" else 16
+    size = 32 if name == "ImageNet" else 16
     net = scatter_statistics(FOLDABLE[name](), generator, size)
     x = images(generator, size=size)
     torch.set_default_dtype(torch.float32)  # of which a net in float64 takes no notice

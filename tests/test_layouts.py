@@ -8,6 +8,7 @@ from dataclasses import replace
 import oracles
 import pytest
 import torch
+from all_pairs import all_pairs
 from tolerances import EPS, HESSIAN
 from torch import nn
 from torch.nn import functional as F
@@ -52,8 +53,8 @@ def random_layout(seed):
 
 
 @pytest.mark.parametrize("seed", range(40))
-@pytest.mark.parametrize("kind", ["linear", "tanh", "cross_entropy", "hidden"])
-def test_random_layouts(seed, kind):
+def test_random_layouts(seed):
+    kind = ("linear", "tanh", "cross_entropy", "hidden")[seed // 2 % 4]
     layout, (x, y) = random_layout(seed), data(seed)
     options, loss = {}, "square"
     if kind == "cross_entropy":
@@ -291,14 +292,16 @@ def brute(x, rows, out, weights, biases, lasts, norm, case):
     return sum(seen(c, v) for c, v in zip(out, written, strict=True) if c is not None)
 
 
-@pytest.mark.parametrize("loss", ["square", "cross_entropy"])
-@pytest.mark.parametrize("branch", [1, 2, 3])
-@pytest.mark.parametrize("name", WIRED)
-@pytest.mark.parametrize("seed", range(2))
+def is_refused(name, branch, *_):
+    return branch == 1 and WIRED[name].get("norm_at", "branch") != "branch"
+
+
+@pytest.mark.parametrize(
+    ("name", "branch", "loss", "seed"),
+    all_pairs(WIRED, [1, 2, 3], ["square", "cross_entropy"], range(2), unless=is_refused),
+)
 def test_matrices_normalizations_and_biases(name, branch, loss, seed):
     case, hidden = dict(WIRED[name]), 2
-    if branch == 1 and case.get("norm_at", "branch") != "branch":
-        return  # refused
     if name.startswith("maps"):
         rows, out, inner, wide, outputs = random_maps(10 * seed + branch)
         layout = Layout(rows, out, branch)
@@ -422,9 +425,8 @@ def test_coefficients_are_in_double_precision(kind):
     assert layout.direct == pytest.approx(out[0].item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["isotropic", "general"])
-@pytest.mark.parametrize("make", ["streams", "averaged", "scaled"])
-def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
+def counted(kind, make, monkeypatch):
+    """Eigenvalues of one-layer blocks by a dense solver, and the zero point that counts them."""
     blocks = 12
     layout = {
         "streams": lambda: Layout.hyper_connections(
@@ -441,8 +443,15 @@ def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
     monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
     monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     point = rt.theory.zero_point(data, layout=layout)
-    scale = float(dense.abs().max())
     assert type(point.statistics).__name__ == "Semiseparable"
+    return dense, point
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "general"])
+@pytest.mark.parametrize("make", ["streams", "averaged", "scaled"])
+def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
+    dense, point = counted(kind, make, monkeypatch)
+    scale = float(dense.abs().max())
     assert float((point.spectrum.eigenvalues - dense).abs().max()) <= HESSIAN * scale
     found = point.statistics
     assert found.largest == pytest.approx(dense[-1].item(), abs=1e-9 * scale)
@@ -454,12 +463,17 @@ def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
         assert found.count_below(float(points[place])) == int((dense < points[place]).sum())
     assert point.index == int((dense < -found.zero_threshold).sum()) / len(dense)
     assert point.summary()["largest"] == found.largest and point.method == "inertia counts"
-    for wrong in ((0.9, 1.0), (1.0, 0.9)):  # ends that Lanczos missed are found by counting
-        again = replace(found)
-        ends = (wrong[0] * dense[0].item(), wrong[1] * dense[-1].item())
-        vars(again)["_ritz_values"] = ends
-        counted = (again.smallest, again.largest)
-        assert counted == pytest.approx((dense[0].item(), dense[-1].item()), abs=1.5e-8 * scale)
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "general"])
+@pytest.mark.parametrize("wrong", [(0.9, 1.0), (1.0, 0.9)])
+def test_ends_that_lanczos_missed_are_found_by_counting(kind, wrong, monkeypatch):
+    dense, point = counted(kind, "streams", monkeypatch)
+    again = replace(point.statistics)
+    vars(again)["_ritz_values"] = (wrong[0] * dense[0].item(), wrong[1] * dense[-1].item())
+    ends = (dense[0].item(), dense[-1].item())
+    error = 1.5e-8 * float(dense.abs().max())
+    assert (again.smallest, again.largest) == pytest.approx(ends, abs=error)
 
 
 def test_round_off_does_not_grow_along_streams_that_grow(monkeypatch):
@@ -600,7 +614,7 @@ def test_the_condition_number_is_free_of_depth_exactly_where_the_gains_are_equal
     x, y = data()
     generator = torch.Generator().manual_seed(0)
     residual = rt.theory.zero_point((x, y), layout=Layout.shortcut(1)).condition_number
-    for blocks in (1, 8, 64, 100_000):
+    for blocks in (1, 8, 64, 10_000):
         logits = torch.randn(blocks, 4, 4, generator=generator, dtype=torch.float64)
         mix = torch.zeros(blocks, 4, 4).double() + torch.eye(4)  # doubly stochastic: permutations
         mix = torch.gather(mix, 1, logits[:, :1].argsort(-1).mT.expand(-1, -1, 4))
@@ -1117,13 +1131,13 @@ def test_one_input_with_a_bias():
 
 def test_streams_of_whole_numbers_are_exact_at_any_depth():
     # h'' = F(h) in leaps, h <- 2 h - h' + F(h): what the output reads of a block falls by one.
-    count = 100_000
+    count = 10_000
     mix = torch.tensor([[2.0, -1.0], [1.0, 0.0]]).double().expand(count, 2, 2)
     first = torch.tensor([[1.0, 0.0]]).double().expand(count, 2)
     layout = Layout.hyper_connections(first, mix, first, readout=[1.0, 0.0])
     exact = torch.arange(count, 0, -1, dtype=torch.float64)
-    # Logarithms of up to e^12 are rounded to 12 EPS, and so are the numbers they stand for.
-    assert float((layout.products / exact - 1).abs().max()) <= 24 * EPS
+    # Logarithms of up to 10 are rounded to 10 EPS, and so are the numbers they stand for.
+    assert float((layout.products / exact - 1).abs().max()) <= 20 * EPS
 
 
 @pytest.mark.parametrize("table", [None, 1.0, [None], [1.0], torch.ones(())])

@@ -83,11 +83,12 @@ def _carried(mix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     if n == 1:
         factors = logarithm(mix[:, 0, 0])
         return start.expand(count + 1, 1), torch.cat([factors.new_zeros(1, 2), factors.cumsum(0)])
-    directions, logs = np.empty((count + 1, n)), np.empty(count + 1)
+    directions, powers = np.empty((count + 1, n)), np.empty(count + 1)
     vector, power = start.numpy(), 0
     for k, mixing in enumerate([*mix.numpy(), np.eye(n)]):
-        _, twos = math.frexp(float(np.abs(vector).max()))  # a power of two leaves no rounding
+        _, twos = math.frexp(max(map(abs, vector.tolist())))  # a power of two leaves no rounding
         vector, power = np.ldexp(vector, -twos), power + twos
-        directions[k], logs[k] = vector, power * math.log(2)
+        directions[k], powers[k] = vector, power
         vector = mixing @ vector
+    logs = powers * math.log(2)
     return torch.from_numpy(directions), torch.from_numpy(np.stack([logs, 0 * logs], 1))
