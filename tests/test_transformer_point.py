@@ -64,10 +64,10 @@ def off(spectrum, matrix):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_net_has_the_predicted_hessian(case, left_alone):
-    net = model(**CASES[case])
+    net, ids, words = model(**CASES[case]), IDS[:3], WORDS[:3]
     with left_alone(net):
-        point = zero_point_of_net(net, loss, (IDS, WORDS))
-    matrix, inside = dense(net, point.parameters, lambda net: loss(net(IDS), WORDS))
+        point = zero_point_of_net(net, loss, (ids, words))
+    matrix, inside = dense(net, point.parameters, lambda net: loss(net(ids), words))
     assert set(net.branch_weights()) <= set(point.parameters)
     assert off(point.spectrum, matrix[inside][:, inside]) <= HESSIAN
     if "output" not in case:  # embeddings and read-out do not mix with branches
