@@ -441,8 +441,10 @@ ERRORS = {"all": (40, (6, 5), 40), "two": (90, (600, 450), 2), "four": (192, (60
           "in float32 only, 10100 weights": (40, (101, 100), 40)}  # fmt: skip
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize(("name", "reduction"), [
+    *((name, "sum") for name in ERRORS), ("all", "mean"), ("four", "mean"),
+    ("in float32 only", "mean"),
+])  # fmt: skip
 def test_the_bars_of_an_error_are_multiples_of_what_products_show(name, reduction, generator):
     samples, (inputs, outputs), compared = ERRORS[name]
     x = torch.randn(samples, inputs, generator=generator).float()

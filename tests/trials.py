@@ -10,14 +10,14 @@ import os
 import platform
 import random
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from experiments.provenance import ROOT, commit_of_code
 from resid_theory.runtime import store
 
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 RESULTS = PAGE.with_suffix(".json")
 
 
@@ -73,6 +73,9 @@ class Plugin:
 
 def new_row(promise):
     """No trials yet, and where and when they are made."""
+    # Here, as every start of pytest comes by this file: claims import half of SciPy.
+    from experiments.provenance import commit_of_code
+
     commit, changed = commit_of_code()
     python = f"Python {platform.python_version()}, torch {torch.__version__}"
     return {
