@@ -4,12 +4,11 @@ import json
 import multiprocessing
 import os
 import re
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import interrupted
 import pytest
@@ -22,7 +21,6 @@ from resid_theory import cli, training
 from resid_theory.cli import train_commands
 from resid_theory.training.presets import KINDS, net_of
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--data digits --size 8 --samples 96 --epochs 2 --batch 32 --device cpu".split()
 NET = "--net simplified --depth 5 --identity residual --precision float64".split()
 
@@ -132,23 +130,40 @@ def _alone(words):
     cli.main(words)
 
 
-def started(*words):
-    """The verb in two processes, as torchrun starts them."""
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [*program, "-m", "resid_theory.cli", "train", *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def _rank(rank, words, folder, port):
+    """What torchrun has one of its two processes do; the program reads its place when imported."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True")
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{rank}.{name}", os.O_CREAT | os.O_WRONLY), stream)
+    for name in [name for name in sys.modules if name.startswith("resid_theory.cli")]:
+        del sys.modules[name]
+    sys.argv = ["resid-theory", "train", *map(str, words)]
+    runpy.run_module("resid_theory.cli", run_name="__main__")
+
+
+def started(folder, *words):
+    """Exit codes, output and errors of the verb in two processes, as torchrun starts them."""
+    meeting = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    process = interrupted.server().Process
+    both = [process(target=_rank, args=(r, words, folder, meeting.port)) for r in (0, 1)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join(300)
+        each.kill()
+        each.join()
+    said = [
+        "".join((folder / f"{r}.{name}").read_text() for r in (0, 1)) for name in ("out", "err")
+    ]
+    return [each.exitcode for each in both], *said
 
 
 def test_two_processes_train_as_one(capsys, tmp_path):
-    done = started(*NET, *SMALL, "--json", "--out", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)  # of one process only
+    codes, out, err = started(tmp_path, *NET, *SMALL, "--json", "--out", tmp_path / "two")
+    assert codes == [0, 0], err
+    found = json.loads(out)  # of one process only
     torch.set_default_dtype(torch.float32)  # in which a program draws its first weights
     one = content(capsys, "train", *NET, *SMALL, "--out", tmp_path / "one")
     for key in ("loss", "error", "test_loss", "test_error"):
