@@ -932,6 +932,7 @@ def test_ray_survives_killed_workers_and_a_lost_node(trial, tmp_path):
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 stays what it is
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # other programs may fill the memory
+        "RAY_worker_niceness": "0",  # by default 15: they would wait for every other program
     }
     words = f"import sweep_cells; sweep_cells.lose_a_node({trial!r}, {str(tmp_path)!r})"
     with (
