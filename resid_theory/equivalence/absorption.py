@@ -184,6 +184,7 @@ def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None =
         for key in sorted(old.state_dict().keys() - kept):
             where = f"{name}.{key}" if name else key
             converter.left[where] = "not in the new net: the forward does not read it by this name"
+        graph.module.recompile()
         made = in_modes_of(old, _in_turn(graph.module, old))
         if name:
             new.set_submodule(name, made)
@@ -248,7 +249,6 @@ def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
             net.add_submodule(old, made_layer)
             node.target = old
     net.delete_all_unused_submodules()
-    net.recompile()
     graph.refresh()
 
 

@@ -183,7 +183,10 @@ def _stacked(node: fx.Node) -> list[fx.Node]:
 
 
 def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
-    """Let what comes behind an operation in place read its result; write a - b as a + (-b)."""
+    """Let what comes behind an operation in place read its result; write a - b as a + (-b).
+
+    The graph alone is read: whoever calls the module compiles it first.
+    """
     graph = module.graph
     _check_no_view_is_written(module, inner)
     order = {node: n for n, node in enumerate(graph.nodes)}
@@ -242,4 +245,3 @@ def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
             part.meta = part.meta or dict(node.meta)
         node.replace_all_uses_with(sums[-1])
         graph.erase_node(node)
-    module.recompile()
