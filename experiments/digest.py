@@ -43,9 +43,10 @@ class _Statement:
         """Its code as JSON, the names that it uses, and those that it imports."""
         read = "import" in self._text  # few have any
         imports = _imports(self._tree, self._module, self._package) if read else {}
-        plain = _Plain().visit(self._tree)
+        chains: set[tuple[str, ...]] = set()
+        text = _canonical(self._tree, chains)
         del self._tree  # of all commits they are millions of objects
-        return _canonical(plain), _chains(plain), imports
+        return text, chains, imports
 
 
 @dataclass
@@ -162,10 +163,11 @@ class Sources:
         if name != _EFFECTS:
             yield (_EFFECTS,), [(module, _EFFECTS)]
         definition = self._definition(here)
+        known = {*(self._read(module) or {}), *self._imports[module]}
         for chain in definition.chains:
             if chain[0] in definition.imports:  # an import inside a function
                 yield chain, self._imported(definition.imports[chain[0]], chain[1:])
-            elif chain[0] in (self._read(module) or {}) or chain[0] in self._imports[module]:
+            elif chain[0] in known:
                 yield chain, self._follow(module, chain)
 
     def _imported(self, given: _Import, chain: Sequence[str]) -> list[_Name]:
@@ -244,7 +246,7 @@ def code_digest(call: Callable[..., Any] | str, *, own: bool = False) -> str | N
 def _is_idle(statement: ast.stmt) -> bool:
     """True for docstrings and for blocks that only type checkers or the command line run."""
     if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Constant)
+        return _is_constant(statement)
     words = ast.unparse(statement.test) if isinstance(statement, ast.If) else ""
     return words.endswith("TYPE_CHECKING") or words == "__name__ == '__main__'"
 
@@ -288,62 +290,55 @@ def _imports(tree: ast.AST, module: str, package: bool) -> dict[str, _Import]:
     return found
 
 
-def _chains(tree: ast.AST) -> set[tuple[str, ...]]:
-    """Every name that is read, with the attributes that follow it."""
-    found, todo = set(), [tree]
-    while todo:
-        node = todo.pop()
-        names: list[str] = []
-        while isinstance(node, ast.Attribute):
-            names.insert(0, node.attr)
-            node = node.value
-        if not isinstance(node, ast.Name):
-            todo += ast.iter_child_nodes(node)
-        elif isinstance(node.ctx, ast.Load) or names:
-            found.add((node.id, *names))
-    return found
+_quoted = json.JSONEncoder().encode
+_Imports = (ast.Import, ast.ImportFrom)
+_BLOCKS = (*_Functions, ast.ClassDef, ast.If, ast.With, ast.For, ast.While, ast.Try)
+_IDLE = {"ctx", "kind", "type_comment", "returns"}  # fields
 
 
-class _Plain(ast.NodeTransformer):
-    """Removes what does not compute: docstrings, imports, annotations inside functions."""
+def _canonical(
+    node: ast.AST, chains: set[tuple[str, ...]], inside: bool = False, names: tuple[str, ...] = ()
+) -> str:
+    """A tree as nested lists in JSON, equal in all versions of Python.
 
-    def _body(self, node: Any) -> Any:
-        self.generic_visit(node)
-        node.body = node.body or [ast.Pass()]
-        return node
+    What does not compute is left out: docstrings, imports, annotations inside functions. ``chains``
+    gets every name that is read, with the attributes that follow it, those of ``node`` being
+    ``names``.
+    """
+    after: tuple[str, ...] = ()
+    if isinstance(node, ast.Attribute):
+        after = (node.attr, *names)
+    elif isinstance(node, ast.Name) and (names or isinstance(node.ctx, ast.Load)):
+        chains.add((node.id, *names))
+    inside = inside or isinstance(node, _Functions)
+    text = [_quoted(type(node).__name__)]
+    for name, value in ast.iter_fields(node):
+        if value is None or name in _IDLE or (inside and name == "annotation"):
+            continue
+        if isinstance(value, ast.AST):
+            found = _canonical(value, chains, inside, after)
+        elif isinstance(value, list):
+            rows = [
+                _canonical(each, chains, inside)
+                if isinstance(each, ast.AST)
+                else _quoted(repr(each))
+                for each in value
+                if not (isinstance(each, _Imports) or _is_constant(each))
+            ]
+            if not rows and name == "body" and isinstance(node, _BLOCKS):
+                rows = ['["Pass"]']
+            if not rows:
+                continue
+            found = f"[{', '.join(rows)}]"
+        else:
+            found = _quoted(repr(value))
+        text.append(f'["{name}", {found}]')
+    return f"[{', '.join(text)}]"
 
-    def _function(self, node: Any) -> Any:
-        every = ast.walk(node)
-        for each in [each for each in every if isinstance(each, (ast.arg, ast.AnnAssign))]:
-            each.annotation = None  # type: ignore[assignment]
-        node.returns = None
-        return self._body(node)
 
-    visit_FunctionDef = visit_AsyncFunctionDef = _function
-    visit_ClassDef = visit_If = visit_With = visit_For = visit_While = visit_Try = _body
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
-
-    def visit_Import(self, node: ast.AST) -> None:
-        return None
-
-    visit_ImportFrom = visit_Import
-
-
-def _canonical(node: Any) -> str:
-    """A tree as nested lists in JSON, equal in all versions of Python."""
-    if isinstance(node, list):
-        return f"[{', '.join(map(_canonical, node))}]"
-    if not isinstance(node, ast.AST):
-        return json.dumps(repr(node))
-    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
-    kept = [
-        f', ["{name}", {_canonical(value)}]'
-        for name, value in fields
-        if name not in ("ctx", "kind", "type_comment")
-    ]
-    return f'["{type(node).__name__}"{"".join(kept)}]'
+def _is_constant(node: Any) -> bool:
+    """True for a statement that is a constant, as docstrings are."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _hash(content: Any) -> str:
