@@ -101,7 +101,8 @@ def png(drawing: Figure, *, dpi: float = 150) -> bytes:
         The bytes.
     """
     drawn, small = io.BytesIO(), io.BytesIO()
-    drawing.savefig(drawn, format="png", dpi=dpi)
+    # Read back at once: compressing it would take as long as drawing.
+    drawing.savefig(drawn, format="png", dpi=dpi, pil_kwargs={"compress_level": 0})
     # A palette makes a third of the bytes; chosen in this way it keeps the colours of thin lines.
     image = Image.open(drawn).convert("RGB")
     image.quantize(method=Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
