@@ -164,7 +164,9 @@ def draw_isometry(figure: Figure, a: Arrays) -> None:
             ax.plot(a["depth"], top, label=LABELS[name] if ax is left else None, **style)
             ax.plot(a["depth"], bottom, **style)
             for end in ("max", "min"):
-                ax.plot(a["depth"], a[f"{name}.{end}"], ".", color=style["color"], alpha=0.3)
+                drawn = a[f"{name}.{end}"]  # one line: each of thousands takes milliseconds
+                depth = np.repeat(a["depth"], drawn.shape[1])
+                ax.plot(depth, drawn.ravel(), ".", color=style["color"], alpha=0.3)
     right.plot(a["depth"], a["edges"], "k--")
     right.set_title("2-shortcut; dashed: at infinite width", fontsize="medium")
     left.set(yscale="log", ylabel="extreme singular values of the Jacobian")
