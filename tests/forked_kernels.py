@@ -1,4 +1,4 @@
-"""Kernels for notebooks, forked from one process that has imported what is not ours.
+"""Kernels for notebooks, forked from one process that has imported what they do.
 
 python forked_kernels.py SOCKET          forks a kernel for each that asks, until its input ends
 python forked_kernels.py SOCKET WORD...  asks for one with these arguments, and waits for its end
@@ -15,10 +15,10 @@ import sys
 def serve(path):
     import ipykernel.kernelapp
     import matplotlib_inline.backend_inline  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import seaborn  # noqa: F401
     import sklearn.datasets  # noqa: F401
-    import torch  # noqa: F401
+
+    import experiments.notebook_figures  # noqa: F401
+    import experiments.registry  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever has ended is forgotten
     with socket.socket(socket.AF_UNIX) as server, selectors.DefaultSelector() as ready:
