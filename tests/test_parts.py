@@ -38,7 +38,7 @@ ASKING = [claim for claim in CLAIMS.values() if claim.takes("each")]
 DESCENTS = {"samples": 60, "depths": [12], "rates": [-1, 0, 0.5], "seeds": 2, "epochs": 3}
 IMAGES = {"seeds": [0, 3], "epochs": 1, "data": "digits", "samples": 32, "size": 8, "batch": 16}
 TINY = {
-    "figure_4_digits": {"samples": 300, "depths": [3, 6], "seeds": 2},
+    "figure_4_digits": {"samples": 300, "depths": [2, 3], "seeds": 2},
     "figure_7_digits": {**DESCENTS, "near": None},
     "figure_8_digits": {**DESCENTS, "near": None},
     "figure_9_surrogate_digits": DESCENTS,
