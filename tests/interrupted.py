@@ -36,7 +36,7 @@ def net(seed):
         )
 
 
-def data(samples=300):
+def data(samples=150):
     """Bytes that look like images; the last batch of an epoch is smaller."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(256, (samples, 1, 8, 8), generator=generator, dtype=torch.uint8)
@@ -44,7 +44,7 @@ def data(samples=300):
 
 
 def training(folder, nets=1):
-    """A training with a checkpoint after each of its 60 steps."""
+    """A training with a checkpoint after each of its 30 steps."""
     several = [net(seed) for seed in range(nets)]
     rt.train(
         several if nets > 1 else several[0],
