@@ -189,13 +189,13 @@ def live(claim: Claim, scale: str = "quick", *, folder: str | Path | None = None
     """Measure now, or read the record of an earlier call if ``folder`` has one.
 
     ``folder`` defaults to ``$RESID_THEORY_LIVE``; with it, the tests of one session and the
-    notebooks that they execute share records and parts. One process measures at a time.
+    notebooks that they execute share records and parts. One process measures, others wait.
     """
     folder = folder or os.environ.get("RESID_THEORY_LIVE")
     if not folder:
         return measure(claim, scale)
     each = Stored(Store(Path(folder) / "parts"), Execution())
-    with store.locked(Path(folder) / ".lock"):
+    with store.locked(record_path(claim.id, scale, folder).with_suffix(".lock")):
         if not record_path(claim.id, scale, folder).exists():
             record(claim, scale, folder=folder, each=each)
     return load(claim, scale, folder=folder)

@@ -83,9 +83,8 @@ def error_bounds(ritz: Ritz, goal: Goal) -> Tensor:
         values, residuals = sign * ritz.values[order], ritz.residuals[order].tolist()
         gram = ritz.residual_gram(order[:most])
         spread, gaps = gram.diagonal().cumsum(0).sqrt().tolist(), (-values.diff()).tolist()
-        places = (
-            values.tolist()
-        )  # numbers: operations on single entries would take most of the time
+        # Numbers: operations on single entries would take most of the time.
+        places = values.tolist()
         for j in range(1, most + 1):
             last, gap = places[j - 1], min(gaps[max(0, j - 2) : j])
             if j > count and residuals[j - 1] > _RESOLVED[goal.verify] * gap:
