@@ -542,7 +542,7 @@ def test_curves_are_the_columns_of_the_table(kind):
     assert len(laws) == (len(parts) if axis.law else 0)
     for line, part in zip(laws, parts, strict=False):
         np.testing.assert_array_equal(line.get_ydata(), part[axis.law].to_numpy())
-    assert ax.get_xlabel().split(" (")[0] == axis.x
+    assert ax.get_xlabel().split(" (")[0] == axis.x.replace("_", " ")
     assert ax.get_ylabel() == axis.y.replace("_", " ") and ax.get_yscale() == axis.scale
     assert (ax.get_xscale() == "log") == (axis.x == "level")
     if axis.law:

@@ -93,7 +93,7 @@ def curve(found: Result, column: str | None = None, *, ax: Axes | None = None) -
         ax.errorbar(rows[axis.x], rows[name], bars, fmt=form, color=color, mfc="none", label=label)
         if law:
             ax.plot(rows[axis.x], rows[law], color=color)
-    ax.set(xlabel=axis.x, ylabel=name.replace("_", " "))
+    ax.set(xlabel=axis.x.replace("_", " "), ylabel=name.replace("_", " "))
     if name == axis.y:
         ax.set_yscale(axis.scale)
     if axis.x in ("layer", "parameter"):
