@@ -311,8 +311,9 @@ def _canonical(
     elif isinstance(node, ast.Name) and (names or isinstance(node.ctx, ast.Load)):
         chains.add((node.id, *names))
     inside = inside or isinstance(node, _Functions)
-    text = [_quoted(type(node).__name__)]
-    for name, value in ast.iter_fields(node):
+    text = [f'"{type(node).__name__}"']
+    for name in node._fields:
+        value = getattr(node, name, None)
         if value is None or name in _IDLE or (inside and name == "annotation"):
             continue
         if isinstance(value, ast.AST):
