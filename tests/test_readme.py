@@ -23,8 +23,8 @@ def examples(text):
             yield block[2], after[2] if follows else None
 
 
-def run(pages, folder):
-    """What each piece of code of each page prints: {page: pieces} to {page: outputs}.
+def write(pages, folder):
+    """Write pages.py, which prints what each piece of code of each page prints, and its modules.
 
     The pieces of a page share one namespace, as a reader's session would; pages share nothing.
     """
@@ -34,6 +34,17 @@ def run(pages, folder):
         (folder / f"{module}.py").write_text(code, encoding="utf-8")
     script = "".join(f"import {module}\nprint({PAGE!r})\n" for module in modules)
     (folder / "pages.py").write_text(script, encoding="utf-8")
+
+
+def outputs(pages, printed):
+    """What pages.py printed as {page: outputs} for {page: pieces}."""
+    of_pages = printed.split(f"{PAGE}\n")[:-1]
+    return {name: text.split(f"{MARK}\n")[:-1] for name, text in zip(pages, of_pages, strict=True)}
+
+
+def run(pages, folder):
+    """What each piece of code of each page prints: {page: pieces} to {page: outputs}."""
+    write(pages, folder)
     done = subprocess.run(
         [sys.executable, "-B", "pages.py"],  # pages of one second and length share their bytecode
         cwd=folder,
@@ -43,8 +54,7 @@ def run(pages, folder):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    printed = done.stdout.split(f"{PAGE}\n")[:-1]
-    return {name: text.split(f"{MARK}\n")[:-1] for name, text in zip(pages, printed, strict=True)}
+    return outputs(pages, done.stdout)
 
 
 def wrong(pairs, printed):
