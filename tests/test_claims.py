@@ -42,6 +42,7 @@ from resid_theory import plots
 from resid_theory.runtime import store
 
 every_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
+FIRST = {claim.draw: claim.id for claim in reversed(CLAIMS.values())}  # to draw in that way
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +96,8 @@ def test_draw_fills_a_figure_and_computes_nothing(claim, quick, monkeypatch):
         figure = Figure(figsize=(7.0, 4.5), layout="constrained")
         claim.draw(figure, arrays)
         plots.finish(figure)
-    figure.draw_without_rendering()
+    if FIRST[claim.draw] == claim.id:
+        figure.draw_without_rendering()
     # Limits of the data, not has_data(): that is true of an empty line.
     assert any(np.isfinite(axes.dataLim.get_points()).all() for axes in figure.axes)
 

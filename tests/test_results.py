@@ -485,27 +485,28 @@ WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Conversion", "Diagonal", "Ei
            "TransformerPoint"}  # fmt: skip
 
 
-def draw(name, found):
+def draw(name, found, ax):
     if name == "zero_point":
         return rt.plots.zero_point(found)
     more = {"layer": "2" if hasattr(found, "layers") else "0:"} if "histogram" in name else {}
-    return getattr(rt.plots, name)(found, ax=rt.plots.figure().axes[0], **more)
+    return getattr(rt.plots, name)(found, ax=ax, **more)
 
 
 @pytest.mark.parametrize("kind", MADE)
 def test_plots_take_what_they_draw_and_name_it_otherwise(kind):
     assert (kind in PICTURES) != (kind in WITHOUT)
     found = report(method="dense") if kind == "SpectrumReport" else made(kind)
+    (empty,) = rt.plots.figure().axes
     for name in DRAWN:
         if name in PICTURES.get(kind, ()):
-            drawing = draw(name, found)
+            drawing = draw(name, found, rt.plots.figure().axes[0])
             drawing.figure.draw_without_rendering()
             panels = drawing.axes if isinstance(drawing, Figure) else [drawing]
             assert all(ax.get_xlabel() and ax.get_ylabel() for ax in panels)
         else:
             taken = [other for other, names in PICTURES.items() if name in names]
             with pytest.raises(ValueError, match=f"got a {kind}, needs a ") as caught:
-                draw(name, found)
+                draw(name, found, empty)
             words, others = str(caught.value), PICTURES.get(kind, ())
             assert all(other in words for other in (*taken, *others))
 
