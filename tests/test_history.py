@@ -1,7 +1,9 @@
 """Edited, missing and stale records are noticed: by the manifest, by git, by computing again."""
 
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -54,9 +56,15 @@ class Lab:
     def __init__(self, root):
         self.root, self.folder = root, root / "experiments" / "records"
         self.path = self.folder / NAME
+
+    def begin(self):
         for name, text in FILES.items():
-            (root / name).parent.mkdir(exist_ok=True, parents=True)
-            (root / name).write_text(text)
+            (self.root / name).parent.mkdir(exist_ok=True, parents=True)
+            (self.root / name).write_text(text)
+        self.git("init", "-q")
+        self.commit()
+        (self.root / "README").write_text("Squares.\n")
+        self.commit()
 
     def git(self, *arguments):
         name = ("-c", "user.name=Heron", "-c", "user.email=heron@example.org")
@@ -89,35 +97,51 @@ class Lab:
         (self.root / name).write_text(text.replace(old, new))
 
 
-@pytest.fixture
-def lab(tmp_path, monkeypatch):
-    made = Lab(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    monkeypatch.setattr(digest, "_TODAY", Sources(tmp_path))
-    made.git("init", "-q")
-    made.first = made.commit()
-    (tmp_path / "README").write_text("Squares.\n")
-    made.commit()
-    from heron import claims
+@contextmanager
+def opened(root):
+    """The lab in a folder, taken for this repository; made where there is none yet."""
+    made, fresh = Lab(root), not (root / ".git").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root))
+        patch.setattr(provenance, "ROOT", root)
+        patch.setattr(digest, "_TODAY", Sources(root))
+        if fresh:
+            made.begin()
+        made.first = made.git("rev-list", "--max-parents=0", "HEAD")
+        from heron import claims
 
-    made.claim = Claim(
-        id="heron/squares",
-        source="Metrica I",
-        says="Squares are at least one.",
-        settings={"paper": {"numbers": [1.0, 2.0]}, "short": {"numbers": [1.0]}},
-        compute=claims.compute,
-        judge=claims.judge,
-        draw=lambda figure, arrays: None,
-    )
-    made.claims = {made.claim.id: made.claim}
-    record(made.claim, "paper", folder=made.folder)
-    write_manifest(made.claims, made.folder)
-    made.commit()
-    assert not made.faults() and not unlisted(made.claims, made.folder)
-    yield made
+        made.claim = Claim(
+            id="heron/squares",
+            source="Metrica I",
+            says="Squares are at least one.",
+            settings={"paper": {"numbers": [1.0, 2.0]}, "short": {"numbers": [1.0]}},
+            compute=claims.compute,
+            judge=claims.judge,
+            draw=lambda figure, arrays: None,
+        )
+        made.claims = {made.claim.id: made.claim}
+        if fresh:
+            record(made.claim, "paper", folder=made.folder)
+            write_manifest(made.claims, made.folder)
+            made.commit()
+        yield made
     for name in [name for name in sys.modules if name.partition(".")[0] == "heron"]:
         del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def first_lab(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lab")
+    with opened(root) as made:
+        assert not made.faults() and not unlisted(made.claims, made.folder)
+    return root
+
+
+@pytest.fixture
+def lab(first_lab, tmp_path):
+    shutil.copytree(first_lab, tmp_path, dirs_exist_ok=True)
+    with opened(tmp_path) as made:
+        yield made
 
 
 def invent(lab, squares=(4.0, 9.0)):
