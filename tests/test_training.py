@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from all_pairs import all_pairs
 from small_trainings import (
     RECIPE,
     Greedy,
@@ -415,9 +416,11 @@ def test_a_correction_of_the_decay_acts_on_every_net(several):
         assert difference(one, rt.to_plain(other)) < 1e-12
 
 
-@pytest.mark.parametrize("stops", [(1,), (4,), (5, 6), (3, 4, 8, 11)], ids=str)
-@pytest.mark.parametrize("save_seconds", [0.0, 1e9], ids=["every_step", "never"])
-@pytest.mark.parametrize("count", [1, 2], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("stops", "save_seconds", "count"),
+    all_pairs([(1,), (4,), (5, 6), (3, 4, 8, 11)], [0.0, 1e9], [1, 2]),
+    ids=str,
+)
 def test_resumed_is_bit_identical(tmp_path, stops, save_seconds, count):
     # The interrupted ones have one callback more: it must not show in what is left.
     def go(name, *callbacks):

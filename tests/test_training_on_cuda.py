@@ -62,8 +62,33 @@ def test_an_epoch_is_cropped_at_once_where_an_eighth_of_the_memory_holds_it(cuda
     assert all(torch.equal(one, other) for one, other in zip(*(f[:3] for f in found), strict=True))
 
 
+@contextmanager
+def counted_waits(device):
+    """A list, filled at the end with what waits for the GPU inside."""
+    if torch.cuda.get_device_name(device) == "pretended":
+        with host_waits() as found:
+            yield found
+        return
+    found = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found += [str(one.message) for one in caught if "synchroniz" in str(one.message)]
+
+
 @pytest.mark.parametrize("name", TRAININGS)
-def test_resumed_is_bit_identical(tmp_path, cuda, name):
+def test_no_step_waits_and_resumed_is_bit_identical(tmp_path, cuda, monkeypatch, name):
+    waits, advance = [], loop.Session._advance
+
+    def counting(session, position):
+        with counted_waits(cuda) as found:
+            advance(session, position)
+        waits.append(found)
+
     def go(folder, stop=None):
         often = 0 if name == "graph" else 1e9
         how = {"device": cuda, "out": tmp_path / folder, "save_seconds": often}
@@ -73,7 +98,11 @@ def test_resumed_is_bit_identical(tmp_path, cuda, name):
         if step == 8:
             raise Interrupted
 
-    straight = go("straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Session, "_advance", counting)
+        straight = go("straight")
+    recorded = (0, 3) if "graph" in name else ()  # of a batch, and of the smaller last one
+    assert [bool(found) for found in waits] == [step in recorded for step in range(12)]
     assert straight.column("test_error")[-1] < 1
     assert all(tensor.is_cuda for net in straight.nets for tensor in net.state_dict().values())
     assert not go("stopped", lambda step: step >= 5).finished
@@ -81,7 +110,7 @@ def test_resumed_is_bit_identical(tmp_path, cuda, name):
         go("stopped", kill)
     assert not go("stopped", lambda step: step >= 7).finished
     stopped = go("stopped")
-    assert not [note for note in stopped.notes if "graph" in note]
+    assert not [note for run in (straight, stopped) for note in run.notes if "graph" in note]
     assert left(tmp_path / "stopped") == left(tmp_path / "straight")
     assert stopped.metrics == straight.metrics
     assert torch.equal(stopped.first_losses, straight.first_losses)
@@ -162,37 +191,3 @@ def test_a_replayed_training_is_that_of_its_steps(cuda):
     runs = [on_images(2, 0.2, recipe, device=cuda) for recipe in (HALF, GRAPH)]
     assert runs[0].metrics == runs[1].metrics
     assert max(map(difference, runs[0].nets, runs[1].nets)) == 0
-
-
-@contextmanager
-def counted_waits(device):
-    """A list, filled at the end with what waits for the GPU inside."""
-    if torch.cuda.get_device_name(device) == "pretended":
-        with host_waits() as found:
-            yield found
-        return
-    found = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    found += [str(one.message) for one in caught if "synchroniz" in str(one.message)]
-
-
-@pytest.mark.parametrize("name", TRAININGS)
-def test_a_step_never_waits_for_the_gpu(cuda, monkeypatch, name):
-    waits, advance = [], loop.Session._advance
-
-    def counting(session, position):
-        with counted_waits(cuda) as found:
-            advance(session, position)
-        waits.append(found)
-
-    monkeypatch.setattr(loop.Session, "_advance", counting)
-    run = TRAININGS[name](device=cuda)
-    assert not [note for note in run.notes if "graph" in note]
-    recorded = (0, 3) if "graph" in name else ()  # of a batch, and of the smaller last one
-    assert [bool(found) for found in waits] == [step in recorded for step in range(12)]

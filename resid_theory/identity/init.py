@@ -46,13 +46,13 @@ def initialize_layer(
     """
     check_choice("init", init, initializations_for("kernel"))
     std = check_within("std", std, 0, math.inf, "[)")
-    weight, target = checked_layer(layer).weight, trained_weight(layer)
+    target, inside = trained_weight(checked_layer(layer)), layer_identity(layer)
     source = as_generator(generator)
     # V may be a part of the weight, but the deviation is that of the whole.
-    target.copy_(draw_initial(init, target.shape, source, factor=std, weight_shape=weight.shape))
+    whole = target.shape if inside is None else inside.identity.shape
+    target.copy_(draw_initial(init, target.shape, source, factor=std, weight_shape=whole))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    inside = layer_identity(layer)
     if isinstance(inside, DiracWeight):
         inside.a.fill_(1.0)
         if inside.b is not None:
