@@ -734,7 +734,8 @@ CASES = {**EIGEN, **CURVATURE, **STABILITY, **THEORY, **NETS}
 SLOW = {
     "densities", "reports", "operators", "losses", "Fisher losses", "measured", "factored",
     "hessians", "of nets", "zero points of nets", "between layers", "noise", "flows",
-    "zero points", "spheres", "built", "equivalent", "shortcuts",
+    "zero points", "spheres", "built", "equivalent", "shortcuts", "eigenpairs", "varied",
+    "cushions", "evaluated",
 }  # fmt: skip
 """In float64 on the CPU alone: what they do with devices does not depend on the dtype."""
 

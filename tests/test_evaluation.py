@@ -126,7 +126,7 @@ def tree(tmp_path_factory):
 
 @pytest.mark.parametrize("make", [rt.diracnet_imagenet, rt.resnet_imagenet])
 def test_imagenet_nets_train_on_a_folder_and_are_evaluated(tree, device, make):
-    images = rt.load_image_folder(tree, size=64)
+    images = rt.load_image_folder(tree, size=32)
     recipe = rt.training.DIRACNETS_IMAGENET.change(epochs=1, batch=3, lr=0.01, milestones=())
     net = make(18, classes=6).float()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}

@@ -81,13 +81,18 @@ def load_dirac_file(path: str | Path) -> nn.Sequential:
                 raise ValueError(f"{name!r} is missing or has another number of axes than {axes}")
         stem, classes, layers = tensors[first], len(tensors["fc.weight"]), _layers(tensors)
         with torch.device("meta"):  # no memory is taken before all shapes are known to fit
-            names = _names(_built(layers, stem.shape, classes, folded).state_dict(), layers)
-        fault = first_difference(names, tensors)
+            net = _built(layers, stem.shape, classes, folded)
+        fault = first_difference(_names(net.state_dict(), layers), tensors)
         if fault:
             raise ValueError(fault)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    net = _built(layers, stem.shape, classes, folded).to("cpu", stem.dtype)
+    net.to_empty(device="cpu").to(stem.dtype)
+    for buffer in net.buffers():  # those that the file has not: counts of batches, identities
+        buffer.zero_()
+    for layer in net.children():
+        if (inside := layer_identity(layer)) is not None:
+            inside.identity.copy_(identity_kernel(inside.identity.shape, rule="truncate"))
     for name, own in _names(net.state_dict(), layers).items():
         own.copy_(tensors[name])
     return net
