@@ -100,7 +100,7 @@ def test_identity_and_square_are_the_figures_own(figure):
 
 
 def test_figure_4_with_cross_entropy_is_brute_force():
-    arrays, data = figure_4(scale=0.1, loss="cross_entropy"), forty()
+    arrays, data = figure_4(scale=0.1, loss="cross_entropy", depths=[4]), forty()
     for number, (name, net) in enumerate(nets.NETS.items()):
         if 4 % net["n"]:
             continue
@@ -252,7 +252,7 @@ def test_figure_11_has_its_pattern_for_other_losses_and_activations(change):
 
 def test_figures_of_nonlinear_nets_are_drawn_without_an_optimum():
     trained, final = (
-        figures_5_and_6(mid="tanh", epochs=200, checkpoints=12),
+        figures_5_and_6(mid="tanh", epochs=200, checkpoints=6),
         figure_7(scale=0.01, mid="tanh"),
     )
     labels = []
