@@ -6,7 +6,10 @@ import pytest
 
 from benchmarks.differential import outcomes
 
-SEEDS = (*range(60), 93)  # of 93 a parameter is frozen, and the loss decays
+# Of the first 60, those left out repeat what is here: each net, way of batching, engine, and each
+# option and loss with every call that answers it. Of 93 a parameter is frozen, and the loss decays.
+SEEDS = (*range(16), 18, *range(21, 26), *range(27, 32), *range(33, 38), 39, 43, 46, *range(51, 54),
+         93)  # fmt: skip
 results = cache(outcomes)
 
 

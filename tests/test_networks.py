@@ -356,19 +356,18 @@ def dirac_groups(net, sizes):
         pytest.param(10, {"normalize": False, "init": "kaiming"}, id="eq4"),
         pytest.param(16, {"identity": "plain"}, id="plain"),
         pytest.param(10, {"width": 2}, id="wide"),
-        pytest.param(18, {"classes": 5}, id="ImageNet"),
     ],
 )
 def test_diracnets_filter_by_filter(generator, depth, settings):
-    make = rt.diracnet_imagenet if depth == 18 else rt.diracnet
-    net = scatter_statistics(make(depth, **settings), generator)
+    """Those for ImageNet in test_exchange, under the authors' names."""
+    net = scatter_statistics(rt.diracnet(depth, **settings), generator)
     for p in (p for name, p in net.named_parameters() if name.endswith((".a", ".b"))):
         nn.init.uniform_(p, 0.2, 1.2, generator=generator)
-    x = images(generator, size=64 if depth == 18 else 16, batch=1)
-    groups = [4, 4, 4, 4] if depth == 18 else [(depth - 4) // 3] * 3
+    x = images(generator, size=16, batch=1)
+    groups = [(depth - 4) // 3] * 3
     expected = oracles.diracnet(
         x, (net.conv0.weight, norm_tensors(net.bn0)), dirac_groups(net, groups),
-        (net.fc.weight, net.fc.bias), imagenet=depth == 18,
+        (net.fc.weight, net.fc.bias),
     )  # fmt: skip
     assert relative_error(net(x), expected) < NET
 
