@@ -20,9 +20,8 @@ endif
 # $(call has,module): whether the interpreter could import it, without importing it
 has = $(run) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("$(1)") is None)'
 skipped = echo "$(1) is not importable by $(PYTHON): skipped."
-# Three for two cores, since tests wait for processes that they start; a file stays in one process,
-# which makes its fixtures once.
-processes = --numprocesses 3 --dist loadfile --max-worker-restart 1
+# Two, or one where there is one core; a file stays in one process, which makes its fixtures once.
+processes = --numprocesses logical --maxprocesses 2 --dist loadfile --max-worker-restart 1
 # A test that hangs ends its process, which prints where it stood; others go on in a new one.
 bounded = -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
