@@ -22,6 +22,8 @@ has = $(run) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("$(1)") i
 skipped = echo "$(1) is not importable by $(PYTHON): skipped."
 # Two, or one where there is one core; a file stays in one process, which makes its fixtures once.
 processes = --numprocesses logical --maxprocesses 2 --dist loadfile --max-worker-restart 1
+# They fill the cores: threads of theirs would only wait for each other.
+test test-fast: export OMP_NUM_THREADS ?= 1
 # A test that hangs ends its process, which prints where it stood; others go on in a new one.
 bounded = -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 

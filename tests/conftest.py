@@ -1,6 +1,7 @@
 """float64 by default, a device to choose, a seeded generator."""
 
 import faulthandler
+import gc
 import os
 import sys
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ def pytest_configure(config):
             "--device cuda: torch finds no CUDA device here; leave the option out to run on the CPU"
         )
     config.option.loadscopereorder = False  # xdist's order is by the number of tests in a file
+    gc.set_threshold(20_000)  # from 700: half a million objects of imports and tests stay anyway
     torch.backends.cudnn.allow_tf32 = False  # what tests compute themselves is to be float32
 
 
