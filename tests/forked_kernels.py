@@ -24,7 +24,6 @@ def serve(path):
     import ipykernel.kernelapp
     import matplotlib_inline.backend_inline  # noqa: F401
     import sklearn.datasets  # noqa: F401
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     import experiments.notebook_figures  # noqa: F401
     import experiments.registry  # noqa: F401
