@@ -86,7 +86,7 @@ def server():
     context = multiprocessing.get_context("forkserver")
     # torch.optim imports torch._dynamo when it is first used; test_sweep has tasks of workers.
     context.set_forkserver_preload(
-        ["torch._dynamo", "sklearn.datasets", "pandas", "resid_theory.training"]
+        ["torch._dynamo", "pandas", "resid_theory.training"]
         + ["resid_theory.sweep", "resid_theory.curvature", "test_sweep"]
     )
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
 from resid_theory.data import (
@@ -52,8 +51,14 @@ def skip_without_mnist():
             pytest.skip(f"RESID_THEORY_DATA has no {name}.gz")
 
 
+def digits(name):
+    """Pixels or labels of all digits; test_images holds them against those of scikit-learn."""
+    parts = [load_images("digits", part, size=None, channels=None) for part in ("train", "test")]
+    return torch.cat([getattr(part, name) for part in parts])
+
+
 def digit_pixels():
-    return torch.from_numpy(load_digits().data) / 16
+    return digits("pixels").flatten(1).double() / 16
 
 
 def round_off(whitening):
@@ -216,7 +221,7 @@ def test_first_samples_are_taken_before_whitening():
     got = load_whitened("digits", 10, samples=300)
     x, _ = whiten(digit_pixels()[:300], 10)
     assert_close(got.x, x, atol=0, rtol=0)
-    assert_close(got.y, one_hot(load_digits().target[:300], 10), atol=0, rtol=0)
+    assert_close(got.y, one_hot(digits("labels")[:300], 10), atol=0, rtol=0)
 
 
 def test_two_calls_give_the_same_bits():

@@ -5,6 +5,7 @@ import shutil
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 import resid_theory as rt
-from resid_theory.data import Crops, Data, Images, augment, cifar, draw_crops, whiten
+from resid_theory.data import Crops, Data, Images, augment, cifar, datasets, draw_crops, whiten
 from resid_theory.data.datasets import _fit
 from resid_theory.data.download import search_folders
 
@@ -186,9 +187,13 @@ def test_the_real_cifar_is_checked_against_the_official_sums():
     assert float(mean.abs().max()) < 0.03  # the constants are those of the training images
 
 
-def test_digits_are_those_of_scikit_learn():
+@pytest.mark.parametrize("moved", [False, True])
+def test_digits_are_those_of_scikit_learn(monkeypatch, tmp_path, moved):
     from sklearn.datasets import load_digits
 
+    if moved:
+        package = SimpleNamespace(submodule_search_locations=[tmp_path])
+        monkeypatch.setattr(datasets, "find_spec", lambda name: package)
     parts = [rt.load_images("digits", s, size=None, channels=None) for s in ("train", "test")]
     assert [part.pixels.shape for part in parts] == [(1437, 1, 8, 8), (360, 1, 8, 8)]
     assert {part.pixels.dtype for part in parts} == {torch.uint8}

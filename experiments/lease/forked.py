@@ -6,7 +6,6 @@ child that is too young to take the signal as a request.
 
 import signal
 
-import sklearn.datasets  # noqa: F401
 import torch._dynamo  # noqa: F401
 
 import experiments.lease.fast_paths  # noqa: F401

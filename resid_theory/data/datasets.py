@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -98,14 +101,21 @@ def _shrunk(pixels: Tensor, size: int) -> Tensor:
 
 
 def _digits(split: str, samples: int | None, progress: bool) -> Images:
-    from sklearn.datasets import load_digits  # a second of import that others need not wait for
+    package = find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations is not None
+    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        table = np.loadtxt(path, delimiter=",")
+    else:  # another version of scikit-learn, whose import takes a second
+        from sklearn.datasets import load_digits
 
-    digits = load_digits()
+        table = np.column_stack(load_digits(return_X_y=True))
+    pixels, labels = torch.from_numpy(table).to(torch.uint8).split([64, 1], dim=1)
     # Ordered by writers: a cut, unlike a random split, keeps most of a writer on one side.
     part = slice(None, 1437) if split == "train" else slice(1437, None)
     return Images(
-        pixels=torch.from_numpy(digits.images).to(torch.uint8)[part, None],
-        labels=torch.from_numpy(digits.target).long()[part],
+        pixels=pixels[part].reshape(-1, 1, 8, 8),
+        labels=labels[part, 0].long(),
         mean=(0.3054,),
         std=(0.3755,),
         brightest=16.0,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from resid_theory.curvature import hessian_spectrum
 from resid_theory.data.regression import Regression
@@ -17,8 +17,6 @@ __all__ = ["HessianTask"]
 @dataclass(frozen=True, kw_only=True)
 class HessianTask(Task, Setup):
     """All eigenvalues of the Hessian of an n-shortcut net at its initial weights."""
-
-    imports: ClassVar[tuple[str, ...]] = ("sklearn.datasets",)
 
     def check(self) -> None:
         """Raise a ValueError if the settings cannot be run."""
