@@ -275,7 +275,7 @@ CLAIMS = [
         settings={
             "quick": {
                 "groups": [2], "kinds": ["dirac"], "dataset": "digits", "samples": 4,
-                "size": 8, "k": 1, "probes": 2, "steps": 25,
+                "size": 8, "k": 1, "probes": 2, "steps": 10,
                 "scaled": "Dirac-10 only, four digits at 8 x 8",
             },
             "short": {
@@ -301,7 +301,7 @@ CLAIMS = [
         "bounds, and two estimates of the trace agree (the change is descriptive).",
         settings={
             "quick": {
-                "nets": ["simplified_residual_20"], "states": ["trained"], "dataset": "digits",
+                "nets": ["full_plain_20"], "states": ["trained"], "dataset": "digits",
                 "samples": 2, "size": 8, "k": 1, "probes": 2, "steps": 10,
                 "scaled": "two digits at 8 x 8, which the net was not trained on",
             },

@@ -204,9 +204,9 @@ CLAIMS = [
         "and which of two nets is the stabler one.",
         settings={
             "quick": {
-                "nets": CHAINS[:1], "states": ["trained"], "dataset": "digits", "samples": 2,
+                "nets": CHAINS[:1], "states": ["trained"], "dataset": "digits", "samples": 1,
                 "size": 8, "draws": 1, "probes": 2, **_NOISE,
-                "scaled": "one net of seven, two digits at 8 x 8",
+                "scaled": "one net of seven, one digit at 8 x 8",
             },
             "short": {
                 "nets": CHAINS, "states": ["initial", "trained"], "dataset": "cifar10",

@@ -114,10 +114,10 @@ CLAIMS = [
                 "depths": {"plain": 8, "full_residual": 8, "dirac": 10},
                 "control": "float64",
                 "training": {
-                    "seeds": [0, 1], "epochs": 1, "batch": 16, "name": "digits", "samples": 48,
-                    "tests": 64, "size": 8,
+                    "seeds": [0, 1], "epochs": 1, "batch": 16, "name": "digits", "samples": 32,
+                    "tests": 32, "size": 8,
                 },
-                "scaled": "48 digits at 8 x 8, one epoch of batch 16; float32, as on any CPU, "
+                "scaled": "32 digits at 8 x 8, one epoch of batch 16; float32, as on any CPU, "
                 "against float64",
             },
             "single": {

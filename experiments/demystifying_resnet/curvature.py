@@ -337,7 +337,7 @@ _CURVATURE = dict(
     early=30,
     scale=0.01,
 )
-_SMALL = dict(depth=4, checkpoints=10, epochs=100, early=24, lead=30, seeds=2)
+_SMALL = dict(depth=4, checkpoints=8, epochs=40, early=12, lead=20, seeds=2)
 
 
 def _curvature(figure: str, judge, draw, small: Mapping[str, int] | None = None) -> list[Claim]:

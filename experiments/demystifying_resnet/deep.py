@@ -221,7 +221,7 @@ CLAIMS = [
         "grow in proportion to depth; near zero the ends of a 2-shortcut net's spectrum move only "
         "by what the weights change in second order.",
         settings={
-            "quick": dict(dataset="digits", samples=100, depths=[4, 12], scale=0.1, seed=0),
+            "quick": dict(dataset="digits", samples=100, depths=[2, 4], scale=0.1, seed=0),
             "paper": dict(
                 dataset="digits", samples=None, depths=[10, 100, 1000], scale=0.01, seed=0
             ),

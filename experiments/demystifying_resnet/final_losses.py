@@ -316,7 +316,7 @@ _BEST_8 = {
         "two_shortcut": [-0.5, -0.25, 0.0, 0.25],
     },
 }
-_QUICK_8 = dict(samples=100, depths=[8, 32], rates=[-0.5, 0.0, 0.5], seeds=1, epochs=120)
+_QUICK_8 = dict(samples=100, depths=[8, 16], rates=[-0.5, 0.0, 0.5], seeds=1, epochs=60)
 
 
 def _figure_7(name: str, where: str, kind: str, settings: Mapping[str, Mapping]) -> Claim:

@@ -162,7 +162,7 @@ CLAIMS = [
         "scaled skips, and grows with random gates, free or orthogonal mixing, dense mixing and "
         "means over depth.",
         settings={
-            "quick": dict(dataset="digits", samples=None, depths=[1, 2, 8], draws=20, measured=1),
+            "quick": dict(dataset="digits", samples=300, depths=[1, 2, 8], draws=10, measured=1),
             "paper": dict(
                 dataset="mnist", samples=None, depths=[1, 2, 4, 16, 64], draws=400, measured=4
             ),

@@ -117,7 +117,7 @@ CLAIMS = [
         settings={
             "quick": {
                 **_FIGURE_3,
-                **dict(dataset="digits", samples=None, depths=[4, 16, 64], epochs=300),
+                **dict(dataset="digits", samples=None, depths=[4, 16, 64], epochs=100),
             },
             "paper": dict(**_ON_MNIST, samples=None, seeds=SEEDS),
         },
@@ -132,7 +132,7 @@ CLAIMS = [
         settings={
             "quick": {
                 **_FIGURE_3,
-                **dict(dataset="digits", samples=200, depths=[4, 8, 16], epochs=100, mid="relu"),
+                **dict(dataset="digits", samples=200, depths=[4, 8, 16], epochs=50, mid="relu"),
             },
             "short": dict(**_ON_MNIST, samples=600, mid="relu", scaled="600 of the 60,000 samples"),
             "paper": dict(**_ON_MNIST, samples=None, mid="relu"),

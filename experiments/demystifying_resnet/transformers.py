@@ -206,7 +206,7 @@ CLAIMS = [
         "keys, and of either with values and outputs, are of order ε², those of queries or keys "
         "with themselves of order ε⁴.",
         settings={
-            "quick": dict(samples=12, depths=[1, 2], measured=1, draws=2),
+            "quick": dict(samples=12, depths=[1, 2], measured=1, draws=1),
             "paper": dict(samples=200, depths=[1, 2, 4, 8], measured=2, draws=12),
         },
         compute=compute,

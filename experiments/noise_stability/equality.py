@@ -206,8 +206,8 @@ CLAIMS = [
         "throughout training, up to round-off that grows slowly (Table 2, Figure 6).",
         settings={
             "quick": {
-                "depth": 5, "steps": 30, "batch": 14, "name": "digits", "seed": 0, "size": 8,
-                "scaled": "digits at 8 x 8, depth 5, 30 steps",
+                "depth": 5, "steps": 10, "batch": 14, "name": "digits", "seed": 0, "size": 8,
+                "scaled": "digits at 8 x 8, depth 5, 10 steps",
             },
             "short": {
                 "depth": 20, "steps": 100, "batch": 32, "name": "cifar10", "seed": 0,

@@ -361,8 +361,8 @@ CLAIMS = [
         "width, weights and distance from the output as eqs. (9) to (11) say, and is greater in "
         "residual than in plain nets (Figure 11).",
         settings={
-            "quick": dict(draws=20, map_channels=[4, 16], map_draws=8, seed=0,
-                          scaled="20 draws a point instead of 150"),
+            "quick": dict(draws=10, map_channels=[4, 16], map_draws=8, seed=0,
+                          scaled="10 draws a point instead of 150"),
             "paper": dict(draws=150, map_channels=[4, 8, 16, 64], map_draws=150, seed=0),
         },
         compute=compute_figure_11_and_scale,
@@ -376,8 +376,8 @@ CLAIMS = [
         says="A recursion of exact second moments gives the share of dominant flows to 0.02 on all "
         "sweeps of Figure 11, and fails where few channels share the chance that one stays open.",
         settings={
-            "quick": dict(draws=20, map_channels=[4], map_draws=20, seed=1,
-                          scaled="20 draws a point, a map of 4 channels"),
+            "quick": dict(draws=10, map_channels=[4], map_draws=10, seed=1,
+                          scaled="10 draws a point, a map of 4 channels"),
             "paper": dict(draws=50, map_channels=[4, 8, 16, 64], map_draws=50, seed=1),
         },
         compute=compute_figure_11,
