@@ -149,7 +149,7 @@ def draw_table_5(figure: Figure, a: Arrays) -> None:
 # -- the claims ------------------------------------------------------------------------------------
 
 _SCALES = {
-    "quick": {"depths": [5, 8], "training": DIGITS, "scaled": "64 digits, 2 epochs"},
+    "quick": {"depths": [5, 8], "training": DIGITS, "scaled": "64 digits, 3 epochs"},
     "short": {
         "depths": [8, 20], "training": SMALL, "scaled": f"{SMALL_SCALED}, depths 8 and 20"
     },

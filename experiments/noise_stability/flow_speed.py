@@ -139,7 +139,7 @@ CLAIMS = [
         settings={
             "quick": {
                 "depth": 5, "training": DIGITS, "dataset": "digits", "samples": 2, "size": 8,
-                "scaled": "64 digits, 2 epochs, two seeds, depth 5",
+                "scaled": "64 digits, 3 epochs, two seeds, depth 5",
             },
             "short": {
                 "depth": 8,

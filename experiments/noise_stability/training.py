@@ -290,7 +290,7 @@ def draw_figure_9(figure: Figure, a: Arrays) -> None:
 # -- the claims ------------------------------------------------------------------------------------
 
 _PAIRS = {
-    "quick": {"depths": [5, 8], "training": DIGITS, "scaled": "64 digits, 2 epochs"},
+    "quick": {"depths": [5, 8], "training": DIGITS, "scaled": "64 digits, 3 epochs"},
     "short": {
         "depths": [8, 20], "training": SMALL,
         "scaled": f"{SMALL_SCALED}, depths 8 and 20: a deeper plain net does not start so soon",
