@@ -50,7 +50,6 @@ def pytest_configure(config):
         )
     config.option.loadscopereorder = False  # xdist's order is by the number of tests in a file
     gc.set_threshold(20_000)  # from 700: half a million objects of imports and tests stay anyway
-    torch.backends.cudnn.allow_tf32 = False  # what tests compute themselves is to be float32
 
 
 def pytest_sessionfinish(session):
@@ -91,6 +90,14 @@ def _chooses_a_device(item):
 
 def _needs_a_gpu(item):
     return item.get_closest_marker("gpu") is not None  # keywords hold names of folders, too
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server():
+    """Starts the server of processes, if a test needs it, before tests change what it inherits."""
+    if "interrupted" in sys.modules and hasattr(os, "fork"):
+        sys.modules["interrupted"].server()
+    torch.backends.cudnn.allow_tf32 = False  # what tests compute themselves is to be float32
 
 
 @pytest.fixture(autouse=True)

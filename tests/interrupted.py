@@ -1,11 +1,15 @@
 """Trainings and other calls in processes that are killed at random moments and started again."""
 
+import gc
+import importlib
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from multiprocessing import forkserver
+import warnings
+from itertools import pairwise
+from multiprocessing import forkserver, util
 from pathlib import Path
 
 import pytest
@@ -79,20 +83,32 @@ def left_by_training(folder):
 
 
 def server():
-    """Processes that have imported what is slow to import, so that a kill meets the call.
-
-    One server for all tests of a process, whichever asks first: the library would start another.
-    """
-    context = multiprocessing.get_context("forkserver")
-    # torch.optim imports torch._dynamo when it is first used; test_sweep has tasks of workers.
-    context.set_forkserver_preload(
-        ["torch._dynamo", "pandas", "resid_theory.training"]
-        + ["resid_theory.sweep", "resid_theory.curvature", "test_sweep"]
-    )
+    """Processes that have imported what is slow to import, so that a kill meets the call."""
+    # torch.optim imports torch._dynamo when it is first used.
+    for name in ("torch._dynamo", "pandas"):
+        importlib.import_module(name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        patch.setattr(util, "spawnv_passfds", forked)
         forkserver.ensure_running()
-    return context
+    return multiprocessing.get_context("forkserver")
+
+
+def forked(path, words, files, spawned=util.spawnv_passfds):
+    """Start a server of processes as a fork, which need not import again what is there."""
+    if "forkserver" not in words[-1] or torch.cuda.is_available():  # which lives through no fork
+        return spawned(path, words, files)
+    if pid := os.fork():
+        return pid
+    try:
+        gc.freeze()  # a child that collects would copy all memory
+        for low, high in pairwise(sorted([2, *files, 2**16])):
+            os.closerange(low + 1, high)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest's are closed
+        warnings.resetwarnings()
+        forkserver._forkserver.__init__()  # its lock is held here
+        exec(words[-1])
+    finally:
+        os._exit(0)
 
 
 class Interrupted:

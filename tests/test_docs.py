@@ -1,18 +1,12 @@
 """The pages of docs/ print what they say, and link to pages that are there; faults are seen."""
 
-import contextlib
 import importlib
 import importlib.util
-import multiprocessing
-import os
 import re
-import sys
-import warnings
 from pathlib import Path
 
 import pytest
-import torch
-from test_readme import FENCE, examples, outputs, write, wrong
+from test_readme import FENCE, examples, run, wrong
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -39,34 +33,13 @@ def missing(path):
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """What all examples print: a fork that has imported what tests do, a namespace for each."""
+    """What all examples print: one process, a namespace for each page."""
     pages = {
         name(path): [code for code, _ in pairs]
         for path, pairs in with_examples().items()
         if not missing(path)
     }
-    folder = tmp_path_factory.mktemp("pages")
-    write(pages, folder)
-    child = multiprocessing.get_context("fork").Process(target=print_all, args=[folder])
-    child.start()
-    child.join(600)
-    child.kill()  # does nothing to one that has ended
-    assert child.exitcode == 0, "a page raised: see its traceback among what stderr got"
-    return outputs(pages, (folder / "printed").read_text(encoding="utf-8"))
-
-
-def print_all(folder):
-    """Run the pages as a new interpreter would; what they print goes to a file."""
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
-    torch.set_default_dtype(torch.float32)
-    torch.manual_seed(0)
-    with (
-        open("printed", "w", encoding="utf-8") as file,
-        contextlib.redirect_stdout(file),
-        warnings.catch_warnings(action="ignore"),
-    ):
-        importlib.import_module("pages")
+    return run(pages, tmp_path_factory.mktemp("pages"))
 
 
 @pytest.mark.parametrize("path", with_examples(), ids=name)

@@ -1,6 +1,7 @@
 """A rented machine, rehearsed: digits, a pretended GPU, seconds for minutes."""
 
 import json
+import multiprocessing.util
 import os
 import shutil
 import signal
@@ -124,6 +125,7 @@ def rehearse(folder):
     log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(log, stream)
+    multiprocessing.util.spawnv_passfds = interrupted.forked
     # Nothing is cut off where the machine is slow.
     on_machine.SAVE = on_machine.CHECK = on_machine.GAIN = 1000
     endless, crashing, short = request(2, epochs=4000), request(1, Crashing), request()

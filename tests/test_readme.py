@@ -1,12 +1,14 @@
-"""The README's examples run, in order, in one fresh interpreter, and print what it says."""
+"""The README's examples run, in order, in one process, and print what it says."""
 
+import importlib
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import interrupted
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -36,25 +38,29 @@ def write(pages, folder):
     (folder / "pages.py").write_text(script, encoding="utf-8")
 
 
-def outputs(pages, printed):
-    """What pages.py printed as {page: outputs} for {page: pieces}."""
-    of_pages = printed.split(f"{PAGE}\n")[:-1]
-    return {name: text.split(f"{MARK}\n")[:-1] for name, text in zip(pages, of_pages, strict=True)}
-
-
 def run(pages, folder):
     """What each piece of code of each page prints: {page: pieces} to {page: outputs}."""
     write(pages, folder)
-    done = subprocess.run(
-        [sys.executable, "-B", "pages.py"],  # pages of one second and length share their bytecode
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "PYTHONUTF8": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return outputs(pages, done.stdout)
+    child = interrupted.server().Process(target=print_all, args=[folder])
+    child.start()
+    child.join(600)
+    child.kill()  # does nothing to one that has ended
+    assert child.exitcode == 0, (folder / "raised").read_text(encoding="utf-8")
+    of_pages = (folder / "printed").read_text(encoding="utf-8").split(f"{PAGE}\n")[:-1]
+    return {name: text.split(f"{MARK}\n")[:-1] for name, text in zip(pages, of_pages, strict=True)}
+
+
+def print_all(folder):
+    """Run the pages as a new interpreter would, which imports of ours what they name."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True  # pages of one second and length would share it
+    ours = ("resid_theory", "experiments")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]
+    torch.manual_seed(0)
+    sys.stdout, sys.stderr = (open(name, "w", encoding="utf-8") for name in ("printed", "raised"))
+    importlib.import_module("pages")
 
 
 def wrong(pairs, printed):
