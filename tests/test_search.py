@@ -51,7 +51,7 @@ def told(monkeypatch, **changes):
     def after(krylov, goal, edges, *, first):
         now = {name: x(krylov.steps) if callable(x) else x for name, x in changes.items()}
         seen.append((edges, first))
-        given = {"missed": 1.0, "missed_apart": 1.0, "is_crowded": False, "found": 1}
+        given = {"is_verified": False, "missed_apart": 1.0, "is_crowded": False, "found": 1}
         return SimpleNamespace(
             **{**given, "is_settled": krylov.steps >= 4, "edges": {1: krylov.steps}, **now}
         )
@@ -71,12 +71,12 @@ RUNS = {
     "later, settled behind it": ({}, {"is_settled": lambda n: n >= 33}, 30, True, 33),
     "invariant": ({"invariant": 7}, {"is_settled": False}, None, True, 7),
     "restarted": ({"full": 2}, {"is_settled": lambda n: n >= 6}, None, True, 6),
-    # Nothing is missed any more: up to the chance that is accepted.
-    "sure": ({}, {"missed": lambda n: 1e-3 if n >= 9 else 1.1e-3}, None, True, 9),
+    # Nothing is missed any more.
+    "sure": ({}, {"is_verified": lambda n: n >= 9}, None, True, 9),
     # As many equal values as vectors in the start: only a new start shows more.
     "crowded": ({}, {"is_crowded": lambda n: n >= 8}, None, True, 8),
     "crowded by none": ({}, {"is_crowded": True, "found": 0}, 20, True, 20),
-    "sure of none": ({}, {"missed": 1e-3, "found": 0}, 20, True, 4),
+    "sure of none": ({}, {"is_verified": True, "found": 0}, 20, True, 4),
     # One vector says nothing about copies; it ends where a value apart is improbable.
     "apart": ({"width": 1}, {"missed_apart": lambda n: 0.1 if n >= 9 else 0.11}, None, True, 9),
     "apart in later ones": ({"width": 1}, {"missed_apart": 0.1}, 20, True, 4),
@@ -84,7 +84,7 @@ RUNS = {
     "apart of none": ({"width": 1}, {"missed_apart": 0.1, "found": 0}, 20, True, 20),
     "crowded one": ({"width": 1}, {"is_crowded": True}, 20, True, 20),
     "apart without": ({}, {"missed_apart": 0.1}, 20, False, 4),
-    "sure without": ({}, {"missed": 0.0, "is_crowded": True}, 20, False, 20),
+    "sure without": ({}, {"is_verified": True, "is_crowded": True}, 20, False, 20),
 }
 
 

@@ -595,6 +595,18 @@ def test_chances_at_both_ends_add_up_to_one_at_most():
     assert replace(state, edges={}).missed == replace(state, certificate=None).missed_apart == 1.0
 
 
+@pytest.mark.parametrize("chance", [5e-4, 5.1e-4])
+def test_a_run_is_verified_up_to_the_chance_that_is_accepted(chance):
+    asked = []
+    run = told(RITZ, lambda x, near: asked.append((x, near)) or chance)
+    state = searched("both", [1, 0], [-4.0, 1.0], edges={1: 3.0, -1: -1.0}, certificate=run)
+    assert state.is_verified == (2 * chance <= state.goal.missed) == (chance == 5e-4)
+    assert set(asked) == {(3.0, None), (5.0, 3), (-1.0, None), (-3.0, 0)}
+    asked.clear()
+    state = replace(state, goal=replace(state.goal, missed=4e-4))
+    assert not state.is_verified and asked == [(3.0, None), (-1.0, None)]  # one is enough at an end
+
+
 @pytest.mark.parametrize("kind", ["exact", "single", "asymmetric"])
 def test_targets_are_relative_to_a_hundredth_of_the_largest_or_rounding(kind, generator):
     levels = torch.cat([torch.linspace(-0.004, 0.004, 60), torch.tensor([9.0, 0.05])])

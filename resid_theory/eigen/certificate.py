@@ -27,7 +27,8 @@ surely. Near θ_i its h_i is taken to be free, which makes the ellipsoid larger 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -49,6 +50,8 @@ class Certificate:
     # space is invariant, so that it holds every distinct eigenvalue.
     ladder: Tensor
     noise: float  # rounding of a product along one eigenvector, positive
+    # Bounds known so far: questions to one run concern the same positions again.
+    _known: dict[tuple[float, int | None], float] = field(init=False, default_factory=dict)
 
     @cached_property
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,12 +72,24 @@ class Certificate:
         middles = (self.values[numbers][1:] + self.values[numbers][:-1]) / 2
         return numbers, list(zip(middles.tolist(), numbers, numbers[1:], strict=False))
 
-    def missed_beyond(self, edge: float, sign: int) -> float:
+    def missed_beyond(self, edge: float, sign: int, *, enough: float = 1.0) -> float:
         """Bound for an eigenvalue, or a copy, above an edge (``sign`` 1) or below it (-1)."""
+        # A bound above ``enough`` is not the largest: one position shows that it is too large.
+        worst = 0.0
+        for position, near in self._doubtful(edge, sign):
+            worst = max(worst, self.missed_at(position, near=near))
+            if worst > enough:
+                break
+        return worst
+
+    def _doubtful(self, edge: float, sign: int) -> Iterator[tuple[float, int | None]]:
+        """Positions beyond an edge with the largest bounds, with Ritz values that are free."""
+        yield edge, None
         numbers, middles = self._beyond(edge, sign)
-        chances = [self.missed_at(self.values[i].item(), near=i) for i in numbers]
-        chances += [self.missed_at(x, near=i) for x, *pair in middles for i in pair]
-        return max([self.missed_at(edge), *chances])
+        for i in numbers[::sign]:  # from the edge, where most is missed, outwards
+            yield self.values[i].item(), i
+        for x, *pair in middles[::sign]:
+            yield from ((x, i) for i in pair)
 
     def missed_apart(self, edge: float, sign: int) -> float:
         """Bound for an eigenvalue beyond an edge that is far from all Ritz values."""
@@ -89,6 +104,11 @@ class Certificate:
 
     def missed_at(self, position: float, *, near: int | None = None) -> float:
         """Bound for an eigenvalue at a position; the Ritz value ``near`` has a free coefficient."""
+        if (position, near) not in self._known:
+            self._known[position, near] = self._missed_at(position, near)
+        return self._known[position, near]
+
+    def _missed_at(self, position: float, near: int | None) -> float:
         rows, columns = self.ladder.shape
         if rows == columns:  # every eigenvalue is seen, as often as there are random vectors
             together = (self.values - position).abs() <= self.noise * self.dimension**0.5
@@ -109,14 +129,16 @@ class Certificate:
         gaps = position - values
         if near is not None:
             gaps[near] = 0.0
-            residuals = residuals.index_fill(1, torch.tensor([near]), 0.0)
-        gaps = torch.where(gaps.abs() < self.noise, self.noise, gaps)
+        gaps.masked_fill_(gaps.abs() < self.noise, self.noise)
         pulled = (residuals / gaps).T
+        if near is not None:
+            pulled[near] = 0.0
         # The square root of (I + BᵀB)⁻¹ up to a rotation, which is the unit ball's metric.
         _, upper = torch.linalg.qr(torch.cat([torch.eye(pulled.shape[1]), pulled]))
         # Whatever rounding adds to one coefficient; at a Ritz value it is any.
         blurred = self.noise * start / gaps
-        return torch.cat([start @ pulled @ torch.linalg.inv(upper), blurred], 1)
+        inside = torch.linalg.solve_triangular(upper, start @ pulled, upper=True, left=False)
+        return torch.cat([inside, blurred], 1)
 
     def edge(self, sign: int, missed: float, *, inner: float) -> float:
         """The innermost number, not inside ``inner``, beyond which so improbably one is missed."""
@@ -127,17 +149,18 @@ class Certificate:
         places = [int(i) for i in order if sign * self.values[i] > sign * inner]
         stops = [*self.values[places].tolist(), inner]
         reach = float(torch.linalg.matrix_norm(self.ladder, 2)) or 1.0
-        tried = [self.values[order[0]].item() + sign * reach * 2**i for i in range(_DOUBLINGS)]
+        outermost = self.values[order[0]].item()
+        tried = (outermost + sign * reach * 2**i for i in range(_DOUBLINGS))
         found = next((x for x in tried if self.missed_at(x) <= missed), sign * math.inf)
         if math.isinf(found):
             return found
         passed = 0
         for number, place in enumerate(places):
-            near = [self.missed_at(stops[number], near=place)]
-            if number > 0:
-                near += [self.missed_at(found, near=i) for i in (places[number - 1], place)]
             inside = (stops[number] + stops[number + 1]) / 2
-            if max([*near, self.missed_at(inside)]) > missed:
+            doubtful = [(inside, None), (stops[number], place)]
+            if number > 0:
+                doubtful += [(found, i) for i in (places[number - 1], place)]
+            if any(self.missed_at(x, near=i) > missed for x, i in doubtful):
                 break
             found, passed = inside, number + 1
         stop, step = stops[passed], found - stops[passed]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,6 +72,12 @@ class SearchState:
     def missed(self) -> float:
         """Probability that the run missed an eigenvalue, or a copy of one, beyond the edges."""
         return self._total(Certificate.missed_beyond)
+
+    @property
+    def is_verified(self) -> bool:
+        """True if this probability is as small as was asked for."""
+        enough = self.goal.missed
+        return self._total(partial(Certificate.missed_beyond, enough=enough)) <= enough
 
     @property
     def missed_apart(self) -> float:

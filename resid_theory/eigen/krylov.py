@@ -141,6 +141,7 @@ class Krylov:
         self._columns[:, self.offset : self.offset + self.waiting] = start
         self.scale = float(locked.values.abs().max()) if self.offset else 0.0
         self.steps, self.restarts, self._dropped = 0, 0, locked.noise
+        self.asymmetry = 0.0  # of Vᵀ A V, Frobenius norm: rounding, if A is symmetric
         self._gram = dots(locked.errors, locked.errors).cpu()
 
     @property
@@ -178,6 +179,7 @@ class Krylov:
         self._matrix[:end, begin:end] = coefficients
         self.multiplied, self.waiting = end - self.offset, 0
         self.steps += 1
+        self._note_asymmetry()
         fresh, links = orthonormal(product, self.round_off)
         count = min(fresh.shape[1], self._columns.shape[1] - end)
         if count == 0:
@@ -210,6 +212,11 @@ class Krylov:
         matrix[new, new], matrix[new_tail, new] = kept, self._matrix[tail, old] @ chosen
         self._matrix, self.multiplied = matrix, count
         self.restarts += 1
+        self._note_asymmetry()
+
+    def _note_asymmetry(self) -> None:
+        own = self._own
+        self.asymmetry = float(torch.linalg.vector_norm(own - own.T)) / 2
 
     @property
     def _own(self) -> Tensor:
@@ -237,11 +244,6 @@ class Krylov:
             ladder=torch.cat([self.symmetric, self.links]),
             noise=max(noise, torch.finfo(torch.float64).tiny),
         )
-
-    @property
-    def asymmetry(self) -> float:
-        """Norm of the antisymmetric part of Vᵀ A V: zero but for rounding, if A is symmetric."""
-        return float((self._own - self._own.T).norm()) / 2
 
     @property
     def round_off(self) -> float:

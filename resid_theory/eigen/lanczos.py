@@ -141,7 +141,7 @@ def search(
             state = replace(state, ritz=ritz, columns=columns, certificate=None)
         check_symmetric(operator, krylov.asymmetry, krylov.scale)
         complete = krylov.offset + krylov.multiplied == size
-        enough = state.is_settled and (not goal.verify or state.missed <= goal.missed)
+        enough = state.is_settled and (not goal.verify or state.is_verified)
         given_up = state.is_settled and not state.is_crowded
         if not in_budget or complete or not state.found or enough or given_up:
             break
@@ -182,7 +182,7 @@ def _run(
                 sure = state.missed_apart <= _APART
             else:  # of a value with as many copies as the start has vectors, a new start shows more
                 crowded = state.found > 0 and state.is_crowded
-                sure = state.missed <= goal.missed or crowded
+                sure = crowded or state.is_verified
             if krylov.restarts or krylov.steps >= allowance or sure:
                 return state, True
 
