@@ -150,7 +150,7 @@ def test_intervals_have_their_coverage(function):
         "flat": LEVELS[:56],
         "one of 50": torch.cat([torch.linspace(0, 1, 199), torch.tensor([50.0])]).float(),
     }
-    count, held = 134, {}
+    count, held = 100, {}
     for name, levels in spectra.items():
         truth = (levels.sum() if function is rt.trace else levels.norm()).item()
         matrix = torch.diag(levels)
@@ -162,7 +162,7 @@ def test_intervals_have_their_coverage(function):
         halves = sum((e.low + e.value) / 2 <= truth <= (e.value + e.high) / 2 for e in found)
         low, high = expected(count, 0.673)
         assert low <= halves <= high, name
-    # Of all 90 % told as 95 are 4.6 spreads too few; intervals of norms hold a little more.
+    # Of all 90 % told as 95 are 4.0 spreads too few; intervals of norms hold a little more.
     spread = math.sqrt(3 * count * 0.95 * 0.05)
     assert -3 * spread <= sum(held.values()) - 3 * count * 0.95 <= 4 * spread, held
 
@@ -541,10 +541,10 @@ def test_no_ghost_in_a_long_run(generator):
     assert (found.known > 1).sum() == 2
 
 
-@pytest.mark.parametrize("steps", [20, 60, 160])  # the last ones are all
+@pytest.mark.parametrize("steps", [12, 36, 96])  # the last ones are all
 @pytest.mark.parametrize("kind", ["bulk", "outliers", "degenerate"])
 def test_wasserstein_distance_is_in_its_error_bar(kind, steps, generator):
-    levels = torch.randn(160, generator=generator) * torch.rand(160, generator=generator) ** 2
+    levels = torch.randn(96, generator=generator) * torch.rand(96, generator=generator) ** 2
     if kind == "outliers":
         levels[:5] = torch.tensor([20.0, 15.0, 9.0, 7.0, -5.0])
     if kind == "degenerate":
@@ -660,14 +660,11 @@ def test_float32_density(generator, device):
     assert found.wasserstein_distance(exact) <= found.wasserstein_error
 
 
-LANCZOS = {"k": 5, "tolerance": 1e-3, "missed": 1e-3, "generator": 0}
 DEFAULTS = [
-    (rt.eigenpairs, LANCZOS | {"which": "largest", "block": 3, "verify": True}),
+    (rt.eigenpairs, {"k": 5, "tolerance": 1e-3, "missed": 1e-3, "generator": 0, "which": "largest",
+                     "block": 3, "verify": True}),
     (rt.trace, {"budget": 60, "generator": 0}),
     (rt.frobenius_norm, {"budget": 60, "generator": 0}),
-    (rt.spectral_density, {"probes": 10, "steps": 100, "generator": 0}),
-    (rt.eigen.spectral_estimates, LANCZOS | {"density": True, "percentile": 10.0, "probes": 10,
-                                             "steps": 100, "matrix": "operator"}),
     (lambda A, **given: rt.eigen.as_operator(A).diagonal(**given), {"budget": 256, "generator": 0}),
 ]  # fmt: skip
 

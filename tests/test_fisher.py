@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -104,6 +105,7 @@ CASES = {
 }  # fmt: skip
 
 
+@cache
 def brute_force(name):
     model, _, x, _, _, terms = CASES[name]
     parameters = list(model.parameters())
@@ -141,7 +143,8 @@ def test_the_fisher_matrix_is_the_sum_over_all_targets(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_mean_of_monte_carlo_fisher_matrices_is_the_fisher_matrix(name):
-    exact, v = brute_force(name), noise(len(brute_force(name)), 3, seed=6)
+    exact = brute_force(name)
+    v = noise(len(exact), 3, seed=6)
     drawn = [measured(name, "fisher_mc", generator=seed, draws=20) for seed in range(10)]
     forms = torch.stack([operator.quadratic(v) for operator in drawn])
     error = forms.std(0) / len(forms) ** 0.5

@@ -1,6 +1,5 @@
 """Laws for every shape, dtype, scale and spectrum; hypothesis tries the same examples each time."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -217,12 +216,6 @@ def cushions(there=here, **options):
     return rt.layer_cushions(*placed(there), **options)
 
 
-def compared():
-    other = rt.layer_cushions(chain(), MAPS[0].cos())
-    found = rt.compare_cushions(cushions(), other, resamples=50)
-    return torch.stack([found.difference, *found.intervals.T, found.cliffs_delta, found.p_values])
-
-
 def trained():
     recipe = rt.Recipe(epochs=2, batch=2, lr=0.1, precision="float64", augmentation="none")
     run = rt.train(chain(), MAPS, recipe, seed=0, device="cpu", progress=False, test=MAPS)
@@ -276,40 +269,6 @@ def called_back():
     return POINTS.new_tensor(list(callback(chain(), SimpleNamespace(step=5)).values()))
 
 
-def perceptron():
-    return filled(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4))
-
-
-def reported(**options):
-    found = rt.spectrum(chain(), "cross_entropy", MAPS, k=2, probes=3, **options)
-    ends = [*found.largest, *found.smallest, found.trace, found.frobenius_norm]
-    numbers = POINTS.new_tensor([[end.value, end.low, end.high] for end in ends])
-    pairs = found.pairs
-    return torch.cat([numbers.flatten(), pairs.bounds, pairs.residuals, pairs.vectors.abs().sum(0)])
-
-
-def tabled():
-    A = rt.curvature_operator(perceptron(), "square", PAIR)
-    found = rt.curvature.layer_table(A, probes=4, tolerance=0.1)
-    numbers = [[e.value, e.low, e.high] for e in (*found.traces, *found.largest, *found.couplings)]
-    return torch.cat([found.block_norms.flatten(), POINTS.new_tensor(numbers).flatten()])
-
-
-def landscape():
-    A = rt.curvature_operator(chain(), "cross_entropy", MAPS)
-    lines = rt.curvature.filter_directions(A, 2)
-    return rt.curvature.loss_along(A, lines, torch.tensor([-0.5, 0.25]))
-
-
-def factored(**options):
-    found = rt.curvature.kfac(chain(), "cross_entropy", MAPS, **options)
-    v = torch.arange(found.shape[0], dtype=torch.float64).cos()
-    solved = found.solve(v, damping=1.0)
-    parts = [found @ v, solved.values, solved.residuals, solved.error_bounds]
-    parts += [found.diagonal().values, found.eigenvalues.eigenvalues]
-    return torch.cat([part.reshape(-1) for part in parts])
-
-
 def branching():
     layer = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True, norm_first=True)
     net, x = filled(layer, nn.Linear(4, 3)), POINTS.view(1, 3, 4)
@@ -322,36 +281,16 @@ def weighed(loss):
     return found.of_samples(output, labels, 3)
 
 
+# Of what tests/test_default_dtype.py leaves.
 IN_FLOAT64 = {
-    "cushions": lambda: cushions().values,
     "cushions, operator": lambda: cushions(norm="operator", include_bias=True).values,
     "cushions, statistics": lambda: torch.stack([
         cushions().quantile(0.3), *cushions().quantile_interval(0.3, 0.5).T]),
-    "comparison": compared,
-    "noise": noisy,
-    "interlayer, exact": lambda: between(method="exact"),
-    "interlayer, probes": lambda: between(method="probes", probes=3, batchnorm="batch"),
-    "smoothness": lambda: stability.interlayer_smoothness(chain(), MAPS, draws=2).ratios,
-    "bound": bounded,
-    "flows": flowing,
     "evaluation": lambda: POINTS.new_tensor(rt.evaluate(chain(), MAPS, batch=2).loss),
     "training": trained,
-    **{matrix: partial(curved, matrix=matrix, draws=2) for matrix in rt.curvature.MATRICES},
     "penalized": lambda: curved(weight_decay=0.3, engine="rebuilt", chunk=2),
-    "in activations": lambda: curved(wrt="1"),
     "curvature in float32": single,
     "callback": called_back,
-    "Hessian, columns": lambda: rt.hessian_spectrum(chain(), "cross_entropy", MAPS).eigenvalues,
-    "Hessian, pairs": lambda: rt.hessian(perceptron(), "square", PAIR, method="layer_pairs"),
-    "spectrum": lambda: reported(method="dense"),
-    "spectrum, products": lambda: reported(method="matrix-free", density=True, steps=4),
-    "layers": tabled,
-    "batches": lambda: rt.curvature.batch_spectra(
-        chain(), "cross_entropy", MAPS, batch=2, tolerance=0.1).values,
-    "landscape": lambda: landscape().quadratic,
-    "landscape, losses": lambda: landscape().losses,
-    "K-FAC": factored,
-    "K-FAC, drawn": lambda: factored(matrix="fisher_mc", weight_sharing="reduce"),
     "branches": branching,
     "weights of samples": lambda: weighed(lambda z, y: F.cross_entropy(z, y)),
     "weights of samples, by value": lambda: weighed(

@@ -297,9 +297,11 @@ class BranchGraph:
         label: dict[Any, Any] = {}
 
         def first(node: Any) -> Any:
-            while label.setdefault(node, node) is not node:
-                node = label[node]
-            return node
+            root = node
+            while label.setdefault(root, root) is not root:
+                root = label[root]
+            label[node] = root  # so that ways stay short
+            return root
 
         for node in beside:
             first(node)
