@@ -16,8 +16,8 @@ FILES = {
 }  # fmt: skip
 FOLDERS = {"reliability"}
 TESTS = {
-    "test_20_steps_of_training", "test_a_killed_run_on_a_net_continues_bit_for_bit",
-    "test_a_process_of_its_own", "test_certificate_is_right_as_often_as_it_says",
+    "test_a_killed_run_on_a_net_continues_bit_for_bit", "test_a_process_of_its_own",
+    "test_certificate_is_right_as_often_as_it_says",
     "test_class_priors_bound_the_condition_number_for_all_signs",
     "test_coarse_quadrature_widens_the_index", "test_columns_go_on_after_a_kill",
     "test_condition_number_of_the_theorem_and_least_loss_of_a_linear_map",
@@ -35,6 +35,7 @@ TESTS = {
     "test_intervals_have_their_coverage", "test_intervals_hold_the_truth",
     "test_mean_over_directions_is_the_mean", "test_mnist_is_complete",
     "test_no_source_runs_what_it_reads", "test_predicted_escape_is_measured",
+    "test_steps_of_training",
     "test_the_table_holds_the_official_checksums",
     "test_too_large_a_net_is_refused_before_the_work",
     "test_what_is_slow_to_import_is_imported_late", "test_whitened_data_have_the_promised_form",

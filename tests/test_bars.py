@@ -22,7 +22,7 @@ def clustered(gap, seed):
     """Six copies of 2, six that are a gap below, a bulk; and the same below zero."""
     g = torch.Generator().manual_seed(seed)
     top = torch.cat([torch.full((6,), 2.0), torch.full((6,), 2 - gap)])
-    levels = torch.cat([top, 2 * torch.rand(60, generator=g) - 1, -0.7 * top])
+    levels = torch.cat([top, 2 * torch.rand(40, generator=g) - 1, -0.7 * top])
     return rotated(levels, g)
 
 

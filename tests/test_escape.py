@@ -34,7 +34,7 @@ def crossing(norms, level):
 
 @pytest.mark.parametrize(
     ("n", "start", "stop", "rate"),
-    [(2, 1e-4, 0.03, 0.01), (3, 0.01, 0.08, 0.02), (4, 0.05, 0.15, 0.05)],
+    [(2, 1e-3, 0.03, 0.01), (3, 0.02, 0.08, 0.02), (4, 0.07, 0.15, 0.05)],
     ids=lambda value: str(value),
 )
 def test_predicted_escape_is_measured(n, start, stop, rate, generator, device):

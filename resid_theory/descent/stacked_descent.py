@@ -115,7 +115,8 @@ def _rows(net: ShortcutNet, weights: Any, learning_rate: Any) -> tuple[Tensor, T
     if not bool((rates > 0).all()):
         raise ValueError(f"learning_rate: got {rates.min().item():.6g}, needs numbers above 0")
     try:
-        shape = torch.broadcast_shapes(rates.shape, starts.shape[:-4])
+        # Not torch.broadcast_shapes, whose first call imports SymPy.
+        shape = torch.broadcast_tensors(rates, starts[..., 0, 0, 0, 0])[0].shape
     except RuntimeError:
         raise ValueError(
             f"learning_rate: shape {tuple(rates.shape)} does not broadcast with the leading axes "
