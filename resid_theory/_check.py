@@ -1,5 +1,6 @@
 """Checks of arguments: each raises ValueError with what was given and what is needed."""
 
+import cmath
 import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,7 @@ def as_generator(generator: torch.Generator | int) -> torch.Generator:
 def check_finite(argument: str, given: Tensor) -> Tensor:
     """Return a tensor without NaN and infinity; the message has the first position."""
     # One reduction decides the usual case; the mask is built only for the message.
-    if bool(torch.isfinite(given.sum())):
+    if cmath.isfinite(given.sum().item()):
         return given
     bad = (~torch.isfinite(given)).nonzero()
     if len(bad) == 0:  # the sum overflowed, the entries did not

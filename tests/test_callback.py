@@ -102,8 +102,8 @@ def test_a_net_in_float32_has_the_exact_numbers_of_its_weights(data):
 @pytest.mark.filterwarnings("ignore:data. .* shuffles between passes")
 @pytest.mark.parametrize(
     ("kind", "stops", "save_seconds"),
-    [("all", (1,), 0.0), ("products", (2, 3), 1e9), ("loader", (1,), 0.0), ("loader", (2, 3), 1e9)],
-    ids=["all-every_step", "products-never", "loader-every_step", "loader-never"],
+    [("all", (1,), 0.0), ("products", (2, 3), 1e9), ("loader", (1,), 0.0)],
+    ids=["all-every_step", "products-never", "loader-every_step"],
 )
 def test_resumed_metrics_are_identical(tmp_path, data, kind, stops, save_seconds):
     loader = DataLoader(TensorDataset(*data), batch_size=7, shuffle=True)

@@ -117,7 +117,7 @@ def assert_same_function(found, expected, ours, theirs):
         assert float((measured - exact).abs().max()) <= SAME * scale
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_plain_nets_against_three_terms(seed):
     net, geometries, x = random_net(seed)
     tensors, x = branches(net[::2]), x.requires_grad_()
@@ -129,7 +129,7 @@ def test_plain_nets_against_three_terms(seed):
     assert_same_function(plain(x), expected, [x, *ours], [x, *theirs])
 
 
-@pytest.mark.parametrize("depth", [20, 32, 44])
+@pytest.mark.parametrize("depth", [20, 44])
 def test_simplified_nets_against_three_terms(generator, depth):
     residual = rt.simplified_net(depth, identity="residual")
     tensors = branches([m for m in residual if isinstance(m, nn.Conv2d)][1:])

@@ -530,7 +530,7 @@ def test_a_killed_run_on_a_net_continues_bit_for_bit(accumulate, generator, tmp_
     x = torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float32)
     y = torch.arange(6) % 10
     operator = rt.curvature_operator(net, "cross_entropy", (x, y), accumulate=accumulate)
-    given = {"max_products": 30}
+    given = {"max_products": 24}
     whole = rt.eigenpairs(operator, 3, **given)
     for count in (4, 3):
         with pytest.raises(KeyboardInterrupt):

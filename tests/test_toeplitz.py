@@ -168,15 +168,14 @@ def test_statistics_by_counts_equal_those_of_the_dense_matrix(blocks, kind, monk
     assert {k: counted[k] for k in rest} == pytest.approx(rest, rel=1e-7, nan_ok=True)
 
 
-@pytest.mark.parametrize("blocks", [200, 400])
-def test_null_spaces_are_counted_whole(blocks):
-    # cross-entropy: the diagonal block has rank 3 x 4 of 16, and H has blocks + 3 exact zeros
+def test_null_spaces_are_counted_whole():
+    # cross-entropy: the diagonal block has rank 3 x 4 of 16, and H has 200 + 3 exact zeros
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 4, generator=generator)
     y = torch.softmax(torch.randn(30, 4, generator=generator), 1)
-    point = zero_point((x, y), blocks=blocks, shortcut_depth=1, loss="cross_entropy")
+    point = zero_point((x, y), blocks=200, shortcut_depth=1, loss="cross_entropy")
     assert point.size > counted_spectrum._DENSE
-    assert point.statistics.nullity == blocks + 3
+    assert point.statistics.nullity == 203
     assert math.isinf(point.condition_number)
 
 
