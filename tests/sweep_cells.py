@@ -69,7 +69,7 @@ def _start(cluster, head, node):
 
 
 def lose_a_node(trial, folder):
-    """Cells on two nodes of one CPU, of which the second is lost: in a process without pytest."""
+    """Cells on two nodes of one CPU, of which the second is lost: in a process of its own."""
     from ray.cluster_utils import Cluster
 
     registry.TASKS |= {"trial": Trial, "outage": Outage}
@@ -80,9 +80,10 @@ def lose_a_node(trial, folder):
         os.environ["RAY_ADDRESS"] = cluster.address
         outage = {"folder": folder, "head": cluster.head_node.node_id}
         cells = [
-            *sweep.grid_of({**trial, "seed": 1, "kills": 100}),
-            *sweep.grid_of({**trial, "grid": [{"seed": 2, "fails": True}, {"seed": [3, 4]}]}),
             *sweep.grid_of({"task": "outage", **outage, "seed": [0, 1]}),
+            *sweep.grid_of({**trial, "grid": [{"seed": 2, "fails": True}, {"seed": [3, 4]}]}),
+            # The last one: none needs the worker after it, which would import for seconds.
+            *sweep.grid_of({**trial, "seed": 1, "kills": 100}),
         ]
         options = Options(workers=2, retries=1, device="cpu", gpus=0.0)
         reports = list(ray_executor.run_in_ray(cells, Results(Path(folder, "out")), options))

@@ -1,6 +1,7 @@
 """Sweeps: finished cells are kept through kills, and wrong grids are refused before any work."""
 
 import hashlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -8,7 +9,6 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import interrupted
 import numpy as np
 import pytest
+import sweep_cells
 import torch
 from sweep_cells import Trial
 from tolerances import assert_same
@@ -926,30 +927,32 @@ def test_ray_is_started_here_where_no_cluster_is_named(
 
 
 def test_ray_survives_killed_workers_and_a_lost_node(trial, tmp_path):
-    pytest.importorskip("ray", reason="ray is not installed")
-    environment = {
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),  # of Ray's workers, too
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 stays what it is
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # other programs may fill the memory
-        "RAY_worker_niceness": "0",  # by default 15: they would wait for every other program
-    }
-    words = f"import sweep_cells; sweep_cells.lose_a_node({trial!r}, {str(tmp_path)!r})"
-    with (
-        # Not pytest's: the paths of sockets may not be long.
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        open(tmp_path / "log", "w") as log,  # a pipe would wait for what Ray leaves running
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", words],
-            env={**os.environ, **environment, "RAY_TMPDIR": folder},
-            stdout=log,
-            stderr=log,
-            timeout=300,
-        )
-    assert done.returncode == 0, (tmp_path / "log").read_text()
+    if not importlib.util.find_spec("ray"):
+        pytest.skip("ray is not installed")
+    # Not pytest's: the paths of sockets may not be long.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        done = interrupted.server().Process(target=_lose_a_node, args=(trial, tmp_path, folder))
+        done.start()
+        done.join(300)
+        done.kill()  # does nothing to one that has ended
+    assert done.exitcode == 0, (tmp_path / "log").read_text()
     assert starts(trial) == {1: 2, 2: 1, 3: 1, 4: 1}
     assert (tmp_path / "down").exists()
+
+
+def _lose_a_node(trial, out, folder):
+    log = os.open(out / "log", os.O_CREAT | os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.environ.update(
+        PYTHONPATH=os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),  # of Ray's workers
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # 127.0.0.1 stays what it is
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_memory_monitor_refresh_ms="0",  # other programs may fill the memory
+        RAY_worker_niceness="0",  # by default 15: they would wait for every other program
+        RAY_TMPDIR=folder,
+    )
+    sweep_cells.lose_a_node(trial, str(out))
 
 
 # -- the verb --------------------------------------------------------------------------------------
