@@ -36,7 +36,10 @@ from resid_theory.runtime import store
 
 ASKING = [claim for claim in CLAIMS.values() if claim.takes("each")]
 DESCENTS = {"samples": 60, "depths": [12], "rates": [-1, 0, 0.5], "seeds": 2, "epochs": 3}
-IMAGES = {"seeds": [0, 3], "epochs": 1, "data": "digits", "samples": 16, "size": 8, "batch": 8}
+IMAGES = {
+    "seeds": [0, 3], "epochs": 1, "data": "digits", "samples": 16, "tests": 16, "size": 8,
+    "batch": 8,
+}  # fmt: skip
 TINY = {
     "figure_4_digits": {"samples": 300, "depths": [2, 3], "seeds": 2},
     "figure_7_digits": {**DESCENTS, "near": None},

@@ -126,7 +126,9 @@ def test_results_come_in_groups():
 
 # -- pre-activation nets on images -----------------------------------------------------------------
 
-TINY = {"seeds": [0], "epochs": 1, "data": "digits", "samples": 16, "size": 8, "batch": 8}
+TINY = {
+    "seeds": [0], "epochs": 1, "data": "digits", "samples": 16, "tests": 16, "size": 8, "batch": 8,
+}  # fmt: skip
 
 
 def test_mean_norm_is_that_of_the_kernels_inside_blocks():

@@ -35,7 +35,10 @@ SHIPPED = (
     "15 of 200 epochs, one seed; of plain nets of depth 32 one of two seeds starts (exact 95 % "
     "interval .01 to .99), the other stays at chance for 10 epochs"
 )
-DIGITS = {"seeds": [0, 1], "epochs": 3, "batch": 32, "name": "digits", "samples": 64, "size": 8}
+DIGITS = {
+    "seeds": [0, 1], "epochs": 3, "batch": 32, "name": "digits", "samples": 64, "tests": 64,
+    "size": 8,
+}  # fmt: skip
 SMALL = {
     "seeds": [0, 1, 2, 3, 4], "epochs": 8, "batch": 32, "samples": 2000, "tests": 2000, "size": 8,
 }  # fmt: skip
