@@ -1,15 +1,18 @@
 """The initializations of weights. A new one is a row here, for nets, layers and closed forms."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["INITIALIZATIONS", "Initialization", "draw_initial", "initializations_for"]
+__all__ = ["INITIALIZATIONS", "Initialization", "draw_initial", "initializations_for", "undrawn"]
 
 Shape = Sequence[int]
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,4 +89,22 @@ def draw_initial(
     assert row.deviation is not None
     deviation = row.deviation(weight_shape)
     normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
-    return (factor * deviation if row.scaled else deviation) * normal
+    return normal.mul_(factor * deviation if row.scaled else deviation)
+
+
+def undrawn(kind: type[_Layer], *sizes: Any, **options: Any) -> _Layer:
+    """Make a layer of torch with weights as memory has them; nothing is drawn.
+
+    ``nn.utils.skip_init`` makes it on the meta device first, for which torch imports sympy.
+
+    Returns:
+        A layer of this very type.
+    """
+    layer: _Layer = _without_reset(kind)(*sizes, **options)
+    layer.__class__ = kind
+    return layer
+
+
+@functools.cache
+def _without_reset(kind: type[nn.Module]) -> Any:
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda _: None})

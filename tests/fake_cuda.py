@@ -10,6 +10,7 @@ streams are not imitated.
 """
 
 import contextlib
+import functools
 from unittest import mock
 
 import torch
@@ -84,6 +85,7 @@ class Graph(TorchDispatchMode):
 
 CAPTURING = []
 NESTS = list, tuple, dict
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 @contextlib.contextmanager
@@ -152,9 +154,13 @@ def tensors_in(nest):
 def storage(tensor):
     """What views share, and what lives as long as they do."""
     with torch._C.DisableTorchFunction():
-        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            tensor = torch._C._functorch.get_unwrapped(tensor)
-        return tensor.untyped_storage()
+        return _storage(tensor)
+
+
+def _storage(tensor):
+    while is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.untyped_storage()
 
 
 def place_of(tensor):
@@ -165,6 +171,12 @@ def place_of(tensor):
 def put(tensor, place):
     """Let it, and all that share its memory, pretend to be there."""
     storage(tensor).pretended_place = place
+
+
+@functools.cache
+def facts(func):
+    """The name of an operation, and whether it draws; torch looks both up anew each time."""
+    return func._schema.name, torch.Tag.nondeterministic_seeded in func.tags
 
 
 @contextlib.contextmanager
@@ -196,11 +208,11 @@ class Functions(TorchFunctionMode):
     """Calls as they are written: devices asked for and told."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         looked_at = func in LOOKED_AT or name in LOOKED_AT_BY_NAME or PLACES.intersection(kwargs)
         if not looked_at or name == "_parse_to":  # Module.to's, which calls Tensor.to thereafter
             return func(*args, **kwargs)
-        kwargs.pop("pin_memory", None)
+        kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
         own = place_of(args[0]) if args and isinstance(args[0], Tensor) else None
         if func == DEVICE:
             return GPU if own == "cuda" else func(*args)
@@ -270,20 +282,32 @@ class Operations(TorchDispatchMode):
         return False  # a third of the time, and nothing here is compiled
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, func._schema.name
-        given = tensors_in([args, kwargs])
-        places = [place_of(tensor) for tensor in given]
-        place = places[0] if name in MOVING and places else self._common(name, args, given, places)
+        with torch._C.DisableTorchFunction():  # once, for all places that are looked up
+            return self._run(func, args, kwargs or {})
+
+    def _run(self, func, args, kwargs):
+        name, draws = facts(func)
+        given = tensors_in(args)
+        if kwargs:
+            given += tensors_in(kwargs)
+        places = [getattr(_storage(t), "pretended_place", "cpu") for t in given]
+        alike = len({*places}) == 1 and name not in INDEXING
+        if alike or places and name in MOVING:
+            place = places[0]
+        else:
+            place = self._common(name, args, given, places)
         there = "cuda" in places
         copies = name == "aten::copy_" and len({*places}) > 1 and not args[2:3] == (True,)
         if there and (name in WAITING or copies):
             WAITS.append(name)
-        draws = torch.Tag.nondeterministic_seeded in func.tags and (there or "any" in places)
-        with drawing() if draws else contextlib.nullcontext():
+        if draws and (there or "any" in places):
+            with drawing():
+                out = func(*args, **kwargs)
+        else:
             out = func(*args, **kwargs)
         for made in tensors_in(out):
-            if not any(made is tensor for tensor in given):
-                put(made, place)
+            if not [tensor for tensor in given if tensor is made]:
+                _storage(made).pretended_place = place
         return out
 
     def _common(self, name, args, given, places):

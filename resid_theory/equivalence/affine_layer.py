@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.equivalence.net_graph import NotOneLayer
+from resid_theory.initializations import undrawn
 
 __all__ = ["AffineLayer", "Window", "behind", "grouped", "identity_layer", "sum_of_layers"]
 
@@ -81,9 +82,7 @@ class AffineLayer:
             kind, sides = getattr(nn, f"Conv{len(self.stride)}d"), [tuple(self.weight.shape[2:])]
             options |= {"stride": self.stride, "padding": self.padding, "groups": self.groups,
                         "dilation": self.dilation, "padding_mode": self.padding_mode}  # fmt: skip
-        layer: nn.Module = nn.utils.skip_init(
-            kind, self.inputs, len(self.weight), *sides, **options
-        )
+        layer: nn.Module = undrawn(kind, self.inputs, len(self.weight), *sides, **options)
         with torch.no_grad():
             layer.get_parameter("weight").copy_(self.weight)
             layer.get_parameter("bias").copy_(self.bias)

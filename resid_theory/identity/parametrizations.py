@@ -269,5 +269,6 @@ def with_identity(
     elif kind == "residual":
         inside = ResidualWeight(identity)
     if inside is not None:
-        parametrize.register_parametrization(layer, "weight", inside)
+        # Not checked: that would compute the weight, which each of these leaves as it was.
+        parametrize.register_parametrization(layer, "weight", inside, unsafe=True)
     return mark(layer, rule)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.identity import identity_map, initialize_layer
-from resid_theory.initializations import initializations_for
+from resid_theory.initializations import initializations_for, undrawn
 
 __all__ = [
     "Block",
@@ -114,10 +114,9 @@ def conv(
     inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, bias: bool = False
 ) -> nn.Conv2d:
     """A convolution of odd kernel with 'same' padding, all zero: nothing is drawn here."""
-    layer: nn.Conv2d = nn.utils.skip_init(
-        nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias,
-        device=torch.get_default_device(),
-    )  # fmt: skip
+    layer = undrawn(
+        nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias
+    )
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -125,9 +124,7 @@ def conv(
 
 def head(features: int, classes: int) -> Parts:
     """Global average pool and classifier."""
-    linear = nn.utils.skip_init(
-        nn.Linear, features, check_int("classes", classes), device=torch.get_default_device()
-    )
+    linear = undrawn(nn.Linear, features, check_int("classes", classes))
     return [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("fc", linear)]
 
 
