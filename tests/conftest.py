@@ -50,6 +50,9 @@ def pytest_configure(config):
         )
     config.option.loadscopereorder = False  # xdist's order is by the number of tests in a file
     gc.set_threshold(20_000)  # from 700: half a million objects of imports and tests stay anyway
+    # What a killed process has written is not lost, and no test cuts the power: no disk is waited
+    # for, but by processes of their own.
+    os.fsync = os.fstat
 
 
 def pytest_sessionfinish(session):

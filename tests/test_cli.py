@@ -486,9 +486,9 @@ def test_faults_of_the_program_keep_their_traceback(monkeypatch):
 
 
 def test_too_large_a_net_is_refused_before_the_work(capsys):
-    code, out, err = run(capsys, "spectrum", "--blocks", "100", "--components", "61")
+    code, out, err = run(capsys, "spectrum", "--blocks", "40", "--hidden", "1000")
     assert code == 2
-    assert out.startswith("P = 744,200")
+    assert out.startswith("P = 800,000")
     assert "GiB" in err
 
 
