@@ -401,7 +401,7 @@ def test_kernels_repeat_during_training_only(before, how, kernel_settings):
 @pytest.mark.parametrize("several", [1, 2], ids=["one", "two"])
 def test_a_correction_of_the_decay_acts_on_every_net(several):
     recipe = RECIPE.change(weight_decay=0.1, epochs=1, batch=16, milestones=())
-    data = rt.load_images("digits", samples=32)
+    data = rt.load_images("digits", samples=32, size=8)
 
     def nets(identity):
         return [
@@ -667,7 +667,7 @@ RECORD = {"builder": "simplified_net", "arguments": {"depth": 8, "generator": 3}
 
 
 def test_resume_needs_the_folder_alone(tmp_path):
-    data = rt.load_images("digits", samples=32)
+    data = rt.load_images("digits", samples=32, size=8)
     recipe = RECIPE.change(batch=16)
     with pytest.raises(Interrupted):
         fit(
