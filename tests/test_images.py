@@ -194,6 +194,8 @@ def test_digits_are_those_of_scikit_learn(monkeypatch, tmp_path, moved):
     if moved:
         package = SimpleNamespace(submodule_search_locations=[tmp_path])
         monkeypatch.setattr(datasets, "find_spec", lambda name: package)
+    datasets._all_digits.cache_clear()
+    rt.load_images("digits", size=None, channels=None).pixels.zero_()  # a copy
     parts = [rt.load_images("digits", s, size=None, channels=None) for s in ("train", "test")]
     assert [part.pixels.shape for part in parts] == [(1437, 1, 8, 8), (360, 1, 8, 8)]
     assert {part.pixels.dtype for part in parts} == {torch.uint8}

@@ -1,5 +1,6 @@
 """Image data sets by name, in the shape that convolutional networks take."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -100,7 +101,8 @@ def _shrunk(pixels: Tensor, size: int) -> Tensor:
     return ((total + factor**2 // 2) // factor**2).to(pixels.dtype)
 
 
-def _digits(split: str, samples: int | None, progress: bool) -> Images:
+@functools.cache  # a copy of what is read goes to each caller
+def _all_digits() -> tuple[Tensor, Tensor]:
     package = find_spec("sklearn")
     assert package is not None and package.submodule_search_locations is not None
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
@@ -111,11 +113,16 @@ def _digits(split: str, samples: int | None, progress: bool) -> Images:
 
         table = np.column_stack(load_digits(return_X_y=True))
     pixels, labels = torch.from_numpy(table).to(torch.uint8).split([64, 1], dim=1)
+    return pixels.reshape(-1, 1, 8, 8), labels[:, 0].long()
+
+
+def _digits(split: str, samples: int | None, progress: bool) -> Images:
+    pixels, labels = _all_digits()
     # Ordered by writers: a cut, unlike a random split, keeps most of a writer on one side.
     part = slice(None, 1437) if split == "train" else slice(1437, None)
     return Images(
-        pixels=pixels[part].reshape(-1, 1, 8, 8),
-        labels=labels[part, 0].long(),
+        pixels=pixels[part].clone(),
+        labels=labels[part].clone(),
         mean=(0.3054,),
         std=(0.3755,),
         brightest=16.0,
