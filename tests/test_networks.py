@@ -220,6 +220,7 @@ def test_a_net_draws_from_its_seed_only(name):
     assert torch.equal(torch.get_rng_state(), state)
     assert_same(one.state_dict(), other.state_dict())
     assert all(bool(torch.isfinite(p).all()) for p in one.parameters())
+    assert (type(one[0]), type(one[-1])) == (nn.Conv2d, nn.Linear)  # as torch makes them
 
 
 def test_seeds_differ_and_generators_move_on(generator):
