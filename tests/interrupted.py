@@ -4,6 +4,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -105,6 +106,9 @@ def forked(path, words, files, spawned=util.spawnv_passfds):
             os.closerange(low + 1, high)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest's are closed
         warnings.resetwarnings()
+        for number in signal.valid_signals() - {signal.SIGINT}:  # as in a program that begins
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
         forkserver._forkserver.__init__()  # its lock is held here
         exec(words[-1])
     finally:

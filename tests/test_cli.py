@@ -4,12 +4,12 @@ import contextlib
 import io
 import json
 import os
-import subprocess
+import runpy
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
+import interrupted
 import numpy as np
 import pytest
 import torch
@@ -20,8 +20,6 @@ from verbs import content, drawn, error, labels, printed, table
 import resid_theory as rt
 from resid_theory import cli
 from resid_theory.cli import output, shortcut_commands, verbs
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -529,16 +527,23 @@ def test_what_stood_behind_an_option_is_told(capsys):
      ("demo --seed 3", 2, ("resid-theory: No such option: --seed",))],
     ids=["help", "nothing", "ascii", "error"],
 )  # fmt: skip
-def test_a_process_of_its_own(words, code, says):
-    done = subprocess.run(
-        [sys.executable, "-m", "resid_theory.cli", *words.split()],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
-    )
-    assert done.returncode == code and "Traceback" not in done.stderr
-    said, nothing = (done.stderr, done.stdout) if code else (done.stdout, done.stderr)
+def test_a_process_of_its_own(tmp_path, words, code, says):
+    process = interrupted.server().Process(target=_program, args=(words.split(), tmp_path))
+    process.start()
+    process.join()
+    out, err = ((tmp_path / name).read_text("ascii") for name in ("out", "err"))
+    assert process.exitcode == code and "Traceback" not in err
+    said, nothing = (err, out) if code else (out, err)
     assert nothing == "" and all(part in said for part in says)
+
+
+def _program(words, folder):
+    """What `python -m` does with the program, its streams in ASCII."""
+    for name in [name for name in sys.modules if name.startswith("resid_theory")]:
+        del sys.modules[name]
+    sys.stdout, sys.stderr = (open(folder / name, "w", encoding="ascii") for name in ("out", "err"))
+    sys.argv = ["resid-theory", *words]
+    runpy.run_module("resid_theory.cli", run_name="__main__")
 
 
 def test_integers_are_written_in_full_and_others_with_four_digits():
