@@ -100,7 +100,7 @@ def undrawn(kind: type[_Layer], *sizes: Any, **options: Any) -> _Layer:
     Returns:
         A layer of this very type.
     """
-    layer: _Layer = _without_reset(kind)(*sizes, **options)
+    layer: _Layer = _without_reset(kind)(*sizes, **options)  # type: ignore[arg-type]
     layer.__class__ = kind
     return layer
 
