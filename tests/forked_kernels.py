@@ -23,7 +23,6 @@ def blank(picture, *given, **size):
 def serve(path):
     import ipykernel.kernelapp
     import matplotlib_inline.backend_inline  # noqa: F401
-    import sklearn.datasets  # noqa: F401
 
     import experiments.notebook_figures  # noqa: F401
     import experiments.registry  # noqa: F401
