@@ -69,6 +69,7 @@ class _Definition:
 
 
 _NOTHING = _Definition()
+_Row = tuple[_Statement | dict[str, _Import], set[str], set[str]]
 
 
 @dataclass(frozen=True)
@@ -213,16 +214,30 @@ def _parsed(
 ) -> tuple[dict[str, _Definition], dict[str, _Import]]:
     """Definitions and imports at the top level of a module; shared by all that read that text."""
     found, imports = {_EFFECTS: _Definition()}, {}
-    lines = text.split("\n")
-    for statement in ast.parse(text).body:
-        if isinstance(statement, (ast.Import, ast.ImportFrom)):
-            imports |= _imports(statement, module, package)
-        elif not _is_idle(statement):
-            own = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
-            seen = _Statement(statement, own, module, package)
-            for name in _bound(statement, found) or {_EFFECTS}:
+    try:  # parts that are Python each are Python together; most are the same in other commits
+        rows = [row for part in text.split("\n\n\n") for row in _rows(part, module, package)]
+    except SyntaxError:
+        rows = _rows(text, module, package)
+    for seen, bound, changed in rows:
+        if isinstance(seen, dict):
+            imports |= seen
+        else:
+            for name in bound | (changed & found.keys()) or {_EFFECTS}:
                 found.setdefault(name, _Definition()).statements.append(seen)
     return found, imports
+
+
+@cache
+def _rows(text: str, module: str, package: bool) -> list[_Row]:
+    """Statements, or what they import, with the names that they make and those they may change."""
+    lines, rows = text.split("\n"), list[_Row]()
+    for tree in ast.parse(text).body:
+        if isinstance(tree, (ast.Import, ast.ImportFrom)):
+            rows.append((_imports(tree, module, package), set(), set()))
+        elif not _is_idle(tree):
+            own = "\n".join(lines[tree.lineno - 1 : tree.end_lineno])
+            rows.append((_Statement(tree, own, module, package), *_bound(tree)))
+    return rows
 
 
 def _unshared(names: list[_Name]) -> list[_Name]:
@@ -251,10 +266,10 @@ def _is_idle(statement: ast.stmt) -> bool:
     return words.endswith("TYPE_CHECKING") or words == "__name__ == '__main__'"
 
 
-def _bound(statement: ast.stmt, found: dict[str, _Definition]) -> set[str]:
-    """Names whose value a statement makes or, by a method or an index, changes."""
+def _bound(statement: ast.stmt) -> tuple[set[str], set[str]]:
+    """Names that a statement makes, and those whose value it changes by a method or an index."""
     if isinstance(statement, (*_Functions, ast.ClassDef)):
-        return {statement.name}
+        return {statement.name}, set()
     names = {
         node.id if isinstance(node, ast.Name) else node.name
         for node in ast.walk(statement)
@@ -263,12 +278,13 @@ def _bound(statement: ast.stmt, found: dict[str, _Definition]) -> set[str]:
     }
     changed = statement.value if isinstance(statement, ast.Expr) else statement
     targets = getattr(changed, "targets", [getattr(changed, "func", None)])
+    bases: set[str] = set()
     for target in targets:
         while isinstance(target, (ast.Attribute, ast.Subscript)):
             target = target.value
-        if isinstance(target, ast.Name) and target.id in found:
-            names.add(target.id)
-    return names
+        if isinstance(target, ast.Name):
+            bases.add(target.id)
+    return names, bases
 
 
 def _imports(tree: ast.AST, module: str, package: bool) -> dict[str, _Import]:
@@ -313,8 +329,10 @@ def _canonical(
     inside = inside or isinstance(node, _Functions)
     text = [f'"{type(node).__name__}"']
     for name in node._fields:
+        if name in _IDLE or (inside and name == "annotation"):
+            continue
         value = getattr(node, name, None)
-        if value is None or name in _IDLE or (inside and name == "annotation"):
+        if value is None:
             continue
         if isinstance(value, ast.AST):
             found = _canonical(value, chains, inside, after)

@@ -75,6 +75,12 @@ def test_nothing_else_changes_it(tmp_path, file, old, new):
     assert digest(tmp_path) == digest(tmp_path, **{file: {old: new}})
 
 
+def test_statements_in_quotes_are_a_text(tmp_path):
+    quoted = "LIMIT = '''\n\n\nLIMIT = {}\n\n\n'''\n"
+    made = [{"lib/room/deep.py": {"LIMIT = 3\n": quoted.format(n)}} for n in (3, 4)]
+    assert digest(tmp_path, **made[0]) != digest(tmp_path, **made[1])
+
+
 def test_modules_that_papers_share_may_count_by_name():
     judge = "def judge():\n    return near(told(F))\n"
     files = {
