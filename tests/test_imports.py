@@ -1,11 +1,15 @@
-"""The floors of the house: a module imports only from lower floors. Checked without importing."""
+"""Rules for all sources: they import from lower floors only, run nothing they read, speak plainly.
+
+Checked without importing, but for attributes of modules.
+"""
 
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -53,9 +57,9 @@ def is_module(name):
     return path.is_dir() or path.with_suffix(".py").exists()
 
 
-def imports(tree, name, is_package=False):
+def imports(nodes, name, is_package=False):
     """Every module that an import names, at any depth, also those for type checkers only."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -67,21 +71,36 @@ def imports(tree, name, is_package=False):
                 yield inner if room(inner) and is_module(inner) else base
 
 
+def walked(text):
+    """All nodes of a syntax tree."""
+    return list(ast.walk(ast.parse(text)))
+
+
+def parsed(path):
+    return walked(path.read_text(encoding="utf-8"))
+
+
 @pytest.fixture(scope="module")
 def trees():
     """Syntax trees of all sources by path: many objects, gone when this file is done."""
     folders = ("resid_theory", "experiments", "benchmarks", "docs")
     paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    return {path: parsed(path) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def library(trees):
+    folder = ROOT / "resid_theory"
+    return {path: nodes for path, nodes in trees.items() if path.is_relative_to(folder)}
 
 
 @pytest.fixture(scope="module")
 def house(trees):
     """Library and experiments: each module with the modules of ours that it imports."""
     found = {}
-    for path, tree in trees.items():
+    for path, nodes in trees.items():
         if room(name := module_name(path)):
-            named = imports(tree, name, path.name == "__init__.py")
+            named = imports(nodes, name, path.name == "__init__.py")
             found[name] = {other for other in named if room(other) and other != name}
     return found
 
@@ -146,12 +165,12 @@ def test_notebooks_import_the_library_and_helpers_of_tests_do_not():
         for cell in json.loads(path.read_text())["cells"]:
             if cell["cell_type"] == "code":
                 lines = [line for line in cell["source"] if line[:1] not in "%!"]
-                for name in imports(ast.parse("".join(lines)), path.stem):
+                for name in imports(walked("".join(lines)), path.stem):
                     own = path.stem == "04_your_own_model" and name == "torch"
                     assert room(name) or own, f"{path.name} imports {name}"
     for helper in ("oracles", "tolerances"):
-        tree = ast.parse((ROOT / "tests" / f"{helper}.py").read_text())
-        assert not [name for name in imports(tree, helper) if room(name)], helper
+        nodes = parsed(ROOT / "tests" / f"{helper}.py")
+        assert not [name for name in imports(nodes, helper) if room(name)], helper
 
 
 # The checks themselves ----------------------------------------------------------------------------
@@ -159,7 +178,7 @@ def test_notebooks_import_the_library_and_helpers_of_tests_do_not():
 
 def test_every_form_of_import_is_read():
     text = "import a.b\nfrom . import dense\nfrom ..theory.linear import x\nfrom .. import y"
-    found = list(imports(ast.parse(text), "resid_theory.curvature.operator"))
+    found = list(imports(walked(text), "resid_theory.curvature.operator"))
     assert found == [
         "a.b",
         "resid_theory.curvature.dense",
@@ -196,10 +215,10 @@ def test_a_ring_is_seen():
 # Attributes of modules ---------------------------------------------------------------------------
 
 
-def modules_named(tree):
+def modules_named(nodes):
     """Modules of the house by the names that a file gives them."""
     found = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and room(node.module or ""):
             for alias in node.names:
                 if is_module(f"{node.module}.{alias.name}"):
@@ -209,10 +228,10 @@ def modules_named(tree):
     return found
 
 
-def missing_attributes(tree):
+def missing_attributes(nodes):
     """What a file reads from modules of the house and they do not have."""
-    named = modules_named(tree)
-    for node in ast.walk(tree):
+    named = modules_named(nodes)
+    for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             module = named.get(node.value.id)
             if module and not hasattr(importlib.import_module(module), node.attr):
@@ -220,12 +239,92 @@ def missing_attributes(tree):
 
 
 def test_modules_have_what_is_read_from_them(trees):
-    wrong = {str(path): list(missing_attributes(tree)) for path, tree in trees.items()}
+    wrong = {str(path): list(missing_attributes(nodes)) for path, nodes in trees.items()}
     assert not {name: lines for name, lines in wrong.items() if lines}
 
 
 def test_an_attribute_that_a_module_lacks_is_found():
     code = "from experiments.lease import time_table\ntime_table.seconds(1), time_table.steps(1)"
-    assert [*missing_attributes(ast.parse(code))] == [
-        "line 2: experiments.lease.time_table.seconds"
+    assert [*missing_attributes(walked(code))] == ["line 2: experiments.lease.time_table.seconds"]
+
+
+# Dangerous calls ----------------------------------------------------------------------------------
+
+
+CALLS = {"compile", "eval", "exec", "extract", "extractall", "load", "loads", "popen", "system"}
+CALLS |= {"Unpickler"}
+WORDS = {"allow_pickle", "filter", "shell", "weights_only"}
+
+
+def dangers(nodes):
+    """Calls that run what they are given, in words."""
+    for node in nodes:
+        if not isinstance(node, ast.Call):
+            continue
+        last, line = getattr(node.func, "attr", getattr(node.func, "id", "")), node.lineno
+        name = ast.unparse(node.func) if last in CALLS else ""  # which takes long
+        words = {w.arg: ast.unparse(w.value) for w in node.keywords if w.arg in WORDS}
+        if name in ("eval", "exec", "compile", "os.system", "os.popen"):
+            yield f"{line}: {name}"
+        if last in ("load", "loads", "Unpickler") and "pickle" in name.partition(".")[0].lower():
+            yield f"{line}: {name}"
+        if name == "torch.load" and words.get("weights_only") != "True":
+            yield f"{line}: torch.load without weights_only=True"
+        if name == "np.load" and words.get("allow_pickle") != "False":
+            yield f"{line}: np.load without allow_pickle=False"
+        if last in ("extractall", "extract") and words.get("filter") != "'data'":
+            yield f"{line}: {last} without filter='data'"
+        if words.get("shell") == "True":
+            yield f"{line}: shell=True"
+
+
+def test_no_source_runs_what_it_reads(trees):
+    others = {name: parsed(ROOT / name) for name in ("bootstrap.py", "conftest.py")}
+    assert not [
+        f"{path}:{danger}"
+        for path, nodes in {**trees, **others}.items()
+        for danger in dangers(nodes)
     ]
+
+
+def test_each_danger_is_seen():
+    code = """pickle.load(f)
+cPickle.loads(b)
+torch.load(p)
+torch.load(p, weights_only=False)
+np.load(p)
+np.load(p, allow_pickle=True)
+archive.extractall()
+tarfile.open(p).extractall(q, filter='fully_trusted')
+eval(x)
+exec(x)
+subprocess.run(c, shell=True)
+os.system(c)"""
+    lines = [int(danger.partition(":")[0]) for danger in dangers(walked(code))]
+    assert sorted(lines) == list(range(1, 13))
+    safe = "net.eval()\ntorch.load(p, weights_only=True)\nre.compile(x)\na.extract(filter='data')"
+    assert not list(dangers(walked(safe)))
+
+
+# Language and names -------------------------------------------------------------------------------
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def test_headlines_are_noun_phrases_or_imperatives(library):
+    headlines = [
+        f"{path}: {docstring.splitlines()[0]}"
+        for path, nodes in library.items()
+        for node in nodes
+        if isinstance(node, DOCUMENTED) and (docstring := ast.get_docstring(node))
+    ]
+    riddle = re.compile(r"[^:]*: (What|Which|Where|Whether|How)\b")
+    assert headlines and not [line for line in headlines if riddle.match(line)]
+
+
+def test_no_name_occurs_twice(library):
+    files = Counter(path.stem for path in library if not path.stem.startswith("__"))
+    classes = Counter(
+        node.name for nodes in library.values() for node in nodes if isinstance(node, ast.ClassDef)
+    )
+    assert not [name for name, count in (files + classes).items() if count > 1]
