@@ -125,7 +125,7 @@ def test_a_module_as_a_value_counts_whole(tmp_path):
 
 
 def test_callables_of_this_repository():
-    table = CLAIMS["noise_stability/table_1"].compute
+    table = CLAIMS["demystifying_resnet/figure_3"].compute
     sources = Sources(ROOT)
     assert code_digest(table) == sources.digest(f"{table.__module__}:{table.__qualname__}")
     assert code_digest(partial(table, seeds=[1])) != code_digest(partial(table, seeds=[2]))
@@ -152,9 +152,9 @@ def test_the_age_of_the_code_of_a_record(tmp_path):
 def test_torch_is_not_needed():
     code = (
         "import runpy, sys; made = runpy.run_path('experiments/digest.py')['Sources']()\n"
-        "print(made.digest('experiments.noise_stability.training:compute_table_1'))\n"
+        "print(made.digest('experiments.demystifying_resnet.norms:compute_figure_3'))\n"
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == code_digest(CLAIMS["noise_stability/table_1"].compute)
+    assert done.stdout.strip() == code_digest(CLAIMS["demystifying_resnet/figure_3"].compute)
