@@ -159,8 +159,8 @@ def constructed_block(number: int) -> Case:
     return net, ("wider" if extra else "same width"), extra
 
 
-def judged(case: Case) -> tuple[bool, float]:
-    """Whether the verdict is the true one, and the gap of the absorbed block."""
+def judged(case: Case) -> tuple[bool, float, str]:
+    """Whether the verdict is the true one, the gap of the absorbed block, and the construction."""
     net, answer, extra = case
     found = rt.shortcuts(net)
     right = (found.answers, found.extra) == ((answer,), (extra,))
@@ -168,7 +168,7 @@ def judged(case: Case) -> tuple[bool, float]:
     if answer in ("same width", "wider"):
         x = torch.randn(40, next(net.parameters()).shape[1], dtype=torch.float64)
         gap = rt.check_equivalence(net, rt.absorb(net), x).outputs
-    return right, gap
+    return right, gap, found.how[0]
 
 
 def part_families() -> None:
@@ -190,8 +190,8 @@ def part_verdicts() -> None:
     ):
         results = [judged(case) for case in cases]
         counts = Counter(answer for _, answer, _ in cases)
-        line(f"{words}: {dict(counts)}", f"{sum(not right for right, _ in results)} wrong", "0")
-        line(f"{words}: largest gap", f"{max(gap for _, gap in results):.1e}", f"<= {EXACT}")
+        line(f"{words}: {dict(counts)}", f"{sum(not right for right, *_ in results)} wrong", "0")
+        line(f"{words}: largest gap", f"{max(gap for _, gap, _ in results):.1e}", f"<= {EXACT}")
 
 
 def refused() -> dict[str, nn.Module]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -293,10 +294,10 @@ def test_regression_needs_no_images(generator):
 def test_what_is_learnt_is_what_the_labels_say():
     data = rt.load_images("digits", size=None, channels=None)
     test = rt.load_images("digits", "test", size=None, channels=None)
-    recipe = RECIPE.change(epochs=8, milestones=(6,), augmentation="none", precision="float32")
+    recipe = RECIPE.change(epochs=4, milestones=(3,), augmentation="none", precision="float32")
     run = fit(conv_net(), data, recipe, test=test)
     assert run.column("test_error")[-1] < 0.12
-    assert run.column("epoch") == list(range(9))
+    assert run.column("epoch") == list(range(5))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -326,18 +327,23 @@ def test_channels_come_last_if_asked_for(channels_last):
 
 
 SEEDS = {"shared": (3, 3, 3), "own": (3, 4, 5), "two": (3, 4, 3)}
+DECAYING = RECIPE.change(weight_decay=0.01, decay="multi_axis")
+
+
+@cache
+def alone(i, norm, seed, device):
+    net = conv_net(i, norm)
+    return fit(net, recipe=DECAYING, seed=seed, test=images(30), device=device)
 
 
 @pytest.mark.parametrize("seeds", SEEDS.values(), ids=SEEDS)
 @pytest.mark.parametrize("norm", [True, False], ids=["batchnorm", "bare"])
 def test_several_nets_train_as_each_alone(device, seeds, norm):
-    recipe = RECIPE.change(weight_decay=0.01, decay="multi_axis")
     together = [conv_net(i, norm) for i in range(3)]
-    run = fit(together, recipe=recipe, seed=seeds, test=images(30), device=device)
+    run = fit(together, recipe=DECAYING, seed=seeds, test=images(30), device=device)
     for i, seed in enumerate(seeds):
-        alone = conv_net(i, norm)
-        single = fit(alone, recipe=recipe, seed=seed, test=images(30), device=device)
-        assert difference(alone, together[i]) == 0
+        single = alone(i, norm, seed, device)
+        assert difference(single.nets[0], together[i]) == 0
         for name in ("loss", "error", "penalty", "test_loss", "test_error"):
             assert run.column(name, i) == single.column(name)
 
@@ -416,26 +422,38 @@ def test_a_correction_of_the_decay_acts_on_every_net(several):
         assert difference(one, rt.to_plain(other)) < 1e-12
 
 
+def with_nesterov(count, out, callback=lambda net, moment: None, **settings):
+    nets = [conv_net(i, noise=0.2) for i in range(count)]
+    return fit(
+        nets, recipe=RECIPE.change(nesterov=True), out=out, every=1, callbacks=[callback],
+        test=images(20), seed=range(count), **settings,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight_runs(tmp_path_factory):
+    """Runs that nothing interrupted, by the number of nets, and what they left."""
+
+    @cache
+    def run(count):
+        folder = tmp_path_factory.mktemp("straight")
+        return with_nesterov(count, folder), left(folder)
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("stops", "save_seconds", "count"),
     all_pairs([(1,), (4,), (5, 6), (3, 4, 8, 11)], [0.0, 1e9], [1, 2]),
     ids=str,
 )
-def test_resumed_is_bit_identical(tmp_path, stops, save_seconds, count):
-    # The interrupted ones have one callback more: it must not show in what is left.
-    def go(name, *callbacks):
-        nets = [conv_net(i, noise=0.2) for i in range(count)]
-        return fit(
-            nets, recipe=RECIPE.change(nesterov=True), out=tmp_path / name, every=1,
-            callbacks=callbacks, save_seconds=save_seconds, test=images(20), seed=range(count),
-        )  # fmt: skip
-
-    straight = go("straight", lambda net, moment: None)
+def test_resumed_is_bit_identical(tmp_path, straight_runs, stops, save_seconds, count):
     for stop in stops:
         with pytest.raises(Interrupted):
-            go("stopped", interrupt_at(stop))
-    stopped = go("stopped", lambda net, moment: None)
-    assert left(tmp_path / "stopped") == left(tmp_path / "straight")
+            with_nesterov(count, tmp_path, interrupt_at(stop), save_seconds=save_seconds)
+    stopped = with_nesterov(count, tmp_path, save_seconds=save_seconds)
+    straight, of_straight = straight_runs(count)
+    assert left(tmp_path) == of_straight
     assert stopped.metrics == straight.metrics
     assert max(map(difference, stopped.nets, straight.nets)) == 0
 
@@ -515,7 +533,7 @@ def test_the_first_losses_are_those_of_the_first_50_steps():
 
 @pytest.mark.parametrize("count", [1, 2], ids=["one", "two"])
 def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path, count, monkeypatch):
-    data, recipe = rt.load_images("digits", samples=64, size=8), RECIPE.change(epochs=1, batch=16)
+    data, recipe = rt.load_images("digits", samples=16, size=8), RECIPE.change(epochs=1, batch=4)
 
     def go(name, **settings):
         nets = [rt.diracnet(10, generator=seed) for seed in range(count)]

@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -108,13 +109,17 @@ def test_no_step_waits_and_resumed_is_bit_identical(tmp_path, cuda, monkeypatch,
     assert not go("stopped", lambda step: step >= 5).finished
     with pytest.raises(Interrupted):
         go("stopped", kill)
-    assert not go("stopped", lambda step: step >= 7).finished
     stopped = go("stopped")
     assert not [note for run in (straight, stopped) for note in run.notes if "graph" in note]
     assert left(tmp_path / "stopped") == left(tmp_path / "straight")
     assert stopped.metrics == straight.metrics
     assert torch.equal(stopped.first_losses, straight.first_losses)
     assert max(map(difference, stopped.nets, straight.nets)) == 0
+
+
+@cache
+def on_the_cpu():
+    return on_images(1, 0.0, RECIPE).nets[0]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_no_step_waits_and_resumed_is_bit_identical(tmp_path, cuda, monkeypatch,
     ids=["float32", "tf32", "half"],
 )
 def test_the_training_is_that_of_the_cpu(cuda, recipe, bound):
-    (there,), (here,) = on_images(1, 0.0, recipe, device=cuda).nets, on_images(1, 0.0, RECIPE).nets
+    (there,), here = on_images(1, 0.0, recipe, device=cuda).nets, on_the_cpu()
     assert next(there.parameters()).dtype == torch.float32
     assert difference(there.to("cpu").double(), here) < bound
 

@@ -226,6 +226,8 @@ def nearest_set(block: TwoLayers) -> Distance:
     s = ahead = torch.full((h,), 0.5, dtype=P.dtype)
     for step in range(_STEPS):
         new = (ahead - (G @ ahead + c) / bound).clamp(0, 1)
+        if torch.equal(new, ahead) and torch.equal(new, s):
+            break  # it would stay there
         ahead, s = new + step / (step + 3) * (new - s), new
     slope = 2 * (G @ s + c)
     gap = torch.minimum(-slope * s, slope * (1 - s)).sum()
