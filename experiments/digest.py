@@ -213,7 +213,7 @@ def _parsed(
     text: str, module: str, package: bool
 ) -> tuple[dict[str, _Definition], dict[str, _Import]]:
     """Definitions and imports at the top level of a module; shared by all that read that text."""
-    found, imports = {_EFFECTS: _Definition()}, {}
+    found, imports = {_EFFECTS: _Definition()}, dict[str, _Import]()
     try:  # parts that are Python each are Python together; most are the same in other commits
         rows = [row for part in text.split("\n\n\n") for row in _rows(part, module, package)]
     except SyntaxError:
