@@ -123,7 +123,6 @@ class Interrupted:
 
     def __init__(self, target, left):
         self.target, self.left, self.context = target, left, server()
-        self.once()  # starts the server
         self.exact, self.seconds = self.once()
 
     def once(self):
