@@ -63,8 +63,12 @@ def _hardware(device: str) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
         lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    told = {name.strip(): text.strip() for name, _, text in (x.partition(":") for x in lines)}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    # Virtual machines give generations that round otherwise one name, such as AMD EPYC.
+    numbers = [told[x] for x in ("cpu family", "model", "stepping") if x in told]
+    return ", ".join(filter(None, [told["model name"], ".".join(numbers)]))

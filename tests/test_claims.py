@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +217,18 @@ def test_a_record_knows_its_circumstances(tmp_path):
     assert (run["device"], run["threads"]) == ("cpu", torch.get_num_threads())
     assert run["hardware"] and run["seconds"] >= 0
     assert run["commit"] is None or re.fullmatch("[0-9a-f]{40}", run["commit"])
+
+
+@pytest.mark.parametrize(
+    ("model", "told"), [("17", "EPYC, 25.17"), ("1", "EPYC, 25.1"), (None, "EPYC")]
+)
+def test_processors_of_one_name_are_told_apart(monkeypatch, model, told):
+    lines = ["processor\t: 0", "model name\t: EPYC"]
+    lines += [f"model\t\t: {model}", "cpu family\t: 25"] if model else []
+    text = "\n".join(lines)
+    another = text.replace("EPYC", "another")
+    monkeypatch.setattr(Path, "read_text", lambda *_: f"{text}\n\n{another}\n")
+    assert provenance._hardware("cpu") == told
 
 
 @pytest.mark.parametrize("given", ["abc", "abc-dirty", None])
