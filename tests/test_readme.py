@@ -25,8 +25,8 @@ def examples(text):
             yield block[2], after[2] if follows else None
 
 
-def write(pages, folder):
-    """Write pages.py, which prints what each piece of code of each page prints, and its modules.
+def run(pages, folder):
+    """What each piece of code of each page prints: {page: pieces} to {page: outputs}.
 
     The pieces of a page share one namespace, as a reader's session would; pages share nothing.
     """
@@ -36,11 +36,6 @@ def write(pages, folder):
         (folder / f"{module}.py").write_text(code, encoding="utf-8")
     script = "".join(f"import {module}\nprint({PAGE!r})\n" for module in modules)
     (folder / "pages.py").write_text(script, encoding="utf-8")
-
-
-def run(pages, folder):
-    """What each piece of code of each page prints: {page: pieces} to {page: outputs}."""
-    write(pages, folder)
     child = interrupted.server().Process(target=print_all, args=[folder])
     child.start()
     child.join(600)
