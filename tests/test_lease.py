@@ -160,6 +160,7 @@ def test_a_rehearsal(tmp_path):
     assert call.exitcode == 0, log
     tried = [word in log for word in ("channels_last:", "graph:")]
     assert all(tried) and "NOT USED" not in log and "simplified_net: chosen" in log, log
+    assert log.count("side by side do the work of unknown") == 1, log  # in the first, short call
     found = collect(tmp_path, tmp_path / "parts")
     assert (found.finished, found.unfinished) == ([short.part.key], [endless.part.key])
     table = told(found.calls)
@@ -178,6 +179,17 @@ def test_a_rehearsal(tmp_path):
     assert done.arrays.keys() == exact.keys()
     for name in exact:
         np.testing.assert_array_equal(done.arrays[name], exact[name], strict=True, err_msg=name)
+
+
+def failing():
+    raise RuntimeError("no device")
+
+
+def test_trainings_that_fail_side_by_side_are_not_waited_for(tmp_path):
+    interrupted.server()
+    pair = [(request(seed).part, fast_paths.PLAIN, 1.0) for seed in range(2)]
+    machine = Machine(parts=tmp_path, rehearsal=True, inside=failing)
+    assert fast_paths.gain_together(pair, machine, time.time() + 1000) is None
 
 
 def test_an_unfinished_part_goes_on_elsewhere_as_it_was_begun(tmp_path):

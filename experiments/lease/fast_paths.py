@@ -114,7 +114,8 @@ def _trial(
 
 
 def _train(training: Training, how: Mapping[str, Any], machine: Machine, stop: Stop) -> Run:
-    recipe = training.recipe.change(**how)
+    # Long enough that ``stop`` ends it, however fast the machine.
+    recipe = training.recipe.change(epochs=max(training.recipe.epochs, 1_000_000), **how)
     return rt.train(
         training.start(),
         _images(training, (WARM + TIMED) * recipe.batch),
@@ -197,8 +198,9 @@ def gain_together(
     for process in processes:
         process.start()
     works: list[float] = []
-    with suppress(Empty):
-        works = [found.get(timeout=max(0.01, until - time.time())) for _ in processes]
+    while len(works) < len(pair) and time.time() < until and not any(p.exitcode for p in processes):
+        with suppress(Empty):
+            works.append(found.get(timeout=0.05))
     for process in processes:
         process.kill()
     return sum(works) if len(works) == len(pair) else None
