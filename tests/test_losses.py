@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tolerances import assert_same, relative_error
 from torch import nn
 
+import resid_theory as rt
 from resid_theory.losses import (
     LOSSES,
     KnownWeighting,
@@ -230,6 +231,34 @@ def test_a_softmax_over_the_samples_is_refused():
         Loss.of("cross_entropy").check_target(shares, shares)
     with pytest.raises(ValueError, match=needs.format("probabilities", r"\(m, k, ...\)")):
         Loss.of(nn.CrossEntropyLoss()).weights(shares)
+
+
+def _train(net, loss, data):
+    rt.train(
+        net,
+        data,
+        rt.Recipe(epochs=1, batch=2, augmentation="none", loss=loss),
+        seed=0,
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("measure", [
+    lambda net, loss, data: rt.curvature_operator(net, loss, data, chunk=2),
+    lambda net, loss, data: rt.evaluate(net, data, loss=loss),
+    _train,
+], ids=["curvature_operator", "evaluate", "train"])  # fmt: skip
+def test_no_measurement_takes_a_softmax_over_the_samples(measure, reduction):
+    """Its sum over the samples is another number for every way to cut them into batches."""
+    net, loss = (
+        nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)),
+        nn.CrossEntropyLoss(reduction=reduction),
+    )
+    with pytest.raises(
+        ValueError, match=r"^data y: got probabilities of shape \(\d,\), needs \(m,"
+    ):
+        measure(net, loss, (torch.rand(4, 2), torch.full((4,), 0.25)))
 
 
 def test_labels_become_what_the_loss_takes(generator):

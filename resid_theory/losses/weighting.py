@@ -216,14 +216,15 @@ class KnownWeighting(Weighting):
 
     def of_part(self, output: Any, target: Any, samples: int) -> float:
         """The sum of the samples' weights; 1 for a sum."""
-        return 1.0 if self.sums else float(self.of_samples(output, target, samples).sum())
+        weights = self.of_samples(output, target, samples)
+        return 1.0 if self.sums else float(weights.sum())
 
     def of_samples(self, output: Any, target: Any, samples: int) -> Tensor:
         """The samples' weights."""
-        if self.sums or self._loss.weights is None:
+        if self._loss.weights is None:
             return torch.ones(samples, dtype=torch.float64)
-        found: Tensor = self._loss.weights(target)
-        return found.detach().double().cpu()
+        found: Tensor = self._loss.weights(target)  # of a sum, too: it refuses targets without any
+        return torch.ones_like(found.double().cpu()) if self.sums else found.detach().double().cpu()
 
 
 def weighting_of(loss: Loss, output: Tensor, target: Tensor) -> Weighting:

@@ -91,7 +91,7 @@ class DeviceDataset:
         self._weights: Tensor | None = None  # where they differ
         self.total = float(self._size)
         weights = torch.ones(self._size, dtype=torch.float64)
-        if loss.weights is not None and not loss.sums:
+        if loss.weights is not None:
             weights = loss.weights(self._targets).double().cpu()
         elif axes is not None and self.weighting is not None and not self.weighting.sums:
             weights = self._measured(axes, output)
