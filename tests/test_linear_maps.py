@@ -136,6 +136,9 @@ OPERATIONS = {
          for e in range(2)},
     ),
     "implicit einsum": ((4, 3), lambda x, w: torch.einsum("btd,dk", x, w), whole(lambda w: w.T)),
+    "einsum of one feature": (
+        (3, 4), lambda x, w: torch.einsum("btd,kd->btk", x[..., :1], w),
+        {"w": lambda x, w: (w, x[:, :1].expand(-1, 4), x[:, :1] * w.sum(1))}),
     "einsum of a list": ((3, 4), lambda x, w: torch.einsum("btd, kd -> btk", [x, w]),
                          whole(lambda w: w)),
     "einsum by numbers": ((3, 4), lambda x, w: torch.einsum(x, [0, 1, 2], w, [3, 2], [0, 1, 3]),
@@ -298,11 +301,13 @@ def random_sum(draw):
     of_w, of_x = ("".join(draw.sample("abcde", draw.randint(1, 4))) for _ in range(2))
     shared, every = set(of_w) & set(of_x), sorted({*of_w, *of_x})
     summed = {a for a in every if draw.random() < (0.5 if a in shared else 0.05)}
-    ones = {a: draw.choice([of_w, of_x, ""]) for a in shared - summed}
+    ones = {a: draw.choice([of_w, of_x, ""]) for a in shared}
     w, x = (torch.randn([1 if ones.get(a) == of else size[a] for a in of]) for of in (of_w, of_x))
     w = w.expand([size[a] for a in of_w]) if draw.random() < 0.3 else w
     result = "".join(draw.sample([*(set(every) - summed)], len(every) - len(summed)))
-    return "einsum", (f"{of_w},{of_x}->{result}", w, x), 0, bool(summed) and summed <= shared
+    is_map = bool(summed) and summed <= shared
+    is_map &= all(w.shape[of_w.index(a)] >= x.shape[of_x.index(a)] for a in summed & shared)
+    return "einsum", (f"{of_w},{of_x}->{result}", w, x), 0, is_map
 
 
 def random_product(draw):
@@ -354,6 +359,8 @@ PUT = "is in a weight that is put together from several parameters"
     ((4, 3), lambda x, w: x + 0 * torch.einsum("bti,ij->jb", x, w).sum(), PUT),
     ((4, 4), lambda x, w: x + torch.einsum("bti,ij,btj->bt", x, w, x)[..., None], PUT),
     ((4,), lambda x, w: torch.einsum("bti,j->btj", x, w), PUT),
+    ((4, 1), lambda x, w: torch.einsum("bti,ji->btj", x, w), PUT),
+    ((1, 4, 4), torch.tensordot, PUT),
     ((4, 4), lambda x, w: torch.matmul(x, w, out=torch.empty(len(x), TOKENS, 4)), PUT),
     ((4, 4), lambda x, w: torch.vmap(lambda one: one @ w)(x), PUT),
     ((4, 4), lambda x, w: torch.matmul(x, w.expand(2, 1, 4, 4)).sum(0), PUT),

@@ -93,9 +93,13 @@ class Operation(NamedTuple):
         outer = [a for a in of_w if a in of_y and a not in of_x + self.stacked]
         rest = [a for a in of_x if a not in side + inner]
         summed_alone = set(of_w) - single - {*side, *inner, *outer} | set(rest) - set(of_y)
-        copied = any(w.shape[of_w.index(a)] > 1 for a in single.difference(of_x))
+        copied = any(w.shape[of_w.index(a)] > 1 for a in single.difference(of_x)) or any(
+            w.shape[of_w.index(a)] < x.shape[of_x.index(a)] for a in inner
+        )
         if summed_alone or copied or not inner:  # noise on the weight would be in all copies
             return []
+        whole = {a: w.shape[of_w.index(a)] for a in inner}  # an input of length 1 is in each entry
+        x = x.expand([whole.get(a, n) for a, n in zip(of_x, x.shape, strict=True)])
         found = []
         for index in itertools.product(*(range(w.shape[of_w.index(a)]) for a in side)):
             at_index = dict(zip(side, index, strict=True))
