@@ -2,6 +2,7 @@
 
 import faulthandler
 import gc
+import importlib
 import os
 import sys
 from contextlib import contextmanager
@@ -95,11 +96,18 @@ def _needs_a_gpu(item):
     return item.get_closest_marker("gpu") is not None  # keywords hold names of folders, too
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def server():
-    """Starts the server of processes, if a test needs it, before tests change what it inherits."""
-    if "interrupted" in sys.modules and hasattr(os, "fork"):
-        sys.modules["interrupted"].server()
+    """Starts the server of processes; what makes processes of ``interrupted`` asks for it."""
+    if hasattr(os, "fork"):
+        importlib.import_module("interrupted").server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def beginning(request):
+    """The server of processes starts, if a test needs it, before tests change what it inherits."""
+    if any("server" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("server")
     torch.backends.cudnn.allow_tf32 = False  # what tests compute themselves is to be float32
 
 

@@ -527,6 +527,7 @@ def test_what_stood_behind_an_option_is_told(capsys):
      ("demo --seed 3", 2, ("resid-theory: No such option: --seed",))],
     ids=["help", "nothing", "ascii", "error"],
 )  # fmt: skip
+@pytest.mark.usefixtures("server")
 def test_a_process_of_its_own(tmp_path, words, code, says):
     process = interrupted.server().Process(target=_program, args=(words.split(), tmp_path))
     process.start()

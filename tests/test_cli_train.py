@@ -104,6 +104,7 @@ def left(folder):
     return {k: t.tolist() for k, t in net.items()}, (folder / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.usefixtures("server")
 def test_a_killed_training_goes_on(capsys, tmp_path):
     if multiprocessing.get_start_method() != "fork" or not hasattr(signal, "SIGKILL"):
         pytest.skip("there is no SIGKILL here")
@@ -160,6 +161,7 @@ def started(folder, *words):
     return [each.exitcode for each in both], *said
 
 
+@pytest.mark.usefixtures("server")
 def test_two_processes_train_as_one(capsys, tmp_path):
     codes, out, err = started(tmp_path, *NET, *SMALL, "--json", "--out", tmp_path / "two")
     assert codes == [0, 0], err

@@ -32,7 +32,7 @@ def missing(path):
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory):
+def printed(tmp_path_factory, server):
     """What all examples print: one process, a namespace for each page."""
     pages = {
         name(path): [code for code, _ in pairs]

@@ -160,6 +160,7 @@ def import_anew(name, late):
     assert late.isdisjoint(sys.modules)
 
 
+@pytest.mark.usefixtures("server")
 def test_what_is_slow_to_import_is_imported_late():
     late = {"matplotlib", "sklearn", "pandas", "seaborn", "scipy"}
     child = interrupted.server().Process(target=import_anew, args=("resid_theory.sweep", late))

@@ -134,6 +134,7 @@ def rehearse(folder):
     lease(folder, [crashing, short, endless], 10_000).run()
 
 
+@pytest.mark.usefixtures("server")
 def test_a_rehearsal(tmp_path):
     endless, crashing, short = request(2, epochs=4000), request(1, Crashing), request()
     call = interrupted.server().Process(target=rehearse, args=(tmp_path,))
@@ -185,6 +186,7 @@ def failing():
     raise RuntimeError("no device")
 
 
+@pytest.mark.usefixtures("server")
 def test_trainings_that_fail_side_by_side_are_not_waited_for(tmp_path):
     interrupted.server()
     pair = [(request(seed).part, fast_paths.PLAIN, 1.0) for seed in range(2)]

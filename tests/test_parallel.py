@@ -117,7 +117,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
+def found(folder, server):
     """Results of both processes, by rank."""
     interrupted.server()
     torch.multiprocessing.start_processes(work, (str(folder),), nprocs=2, start_method="forkserver")

@@ -208,7 +208,7 @@ def check_precision(setting):
 
 
 @pytest.fixture(scope="module")
-def fresh():
+def fresh(server):
     """Processes that have set nothing yet: some settings cannot be taken back."""
     with interrupted.server().Pool(1, maxtasksperchild=1) as pool:
         yield pool

@@ -95,7 +95,7 @@ def work(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(tmp_path_factory, server):
     """Results of every process, by rank."""
     folder = tmp_path_factory.mktemp("process_group")
     interrupted.server()

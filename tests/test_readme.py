@@ -73,6 +73,7 @@ def mismatches(text, folder):
     return wrong(pairs, run({"page": [code for code, _ in pairs]}, folder)["page"])
 
 
+@pytest.mark.usefixtures("server")
 def test_readme_examples(tmp_path):
     text = README.read_text(encoding="utf-8")
     assert list(examples(text)), "README.md has no python example"
@@ -115,6 +116,7 @@ def test_blocks_are_paired_with_the_output_directly_behind():
     ]
 
 
+@pytest.mark.usefixtures("server")
 def test_what_is_printed_is_compared(tmp_path):
     assert not mismatches(SAMPLE, tmp_path)
     assert mismatches(SAMPLE.replace("x = 2", "x = 3"), tmp_path) == [
@@ -122,6 +124,7 @@ def test_what_is_printed_is_compared(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("server")
 def test_an_example_that_raises_fails(tmp_path):
     with pytest.raises(AssertionError, match="NameError"):
         mismatches(SAMPLE.replace("x = 2", "y = 2"), tmp_path)

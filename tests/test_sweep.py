@@ -38,6 +38,7 @@ from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.setup import Setup
 from resid_theory.sweep.worker import Options, Report, attempt
 
+pytestmark = pytest.mark.usefixtures("server")
 ROOT = Path(__file__).resolve().parents[1]
 GRID = {"task": "hessian", "blocks": [1, 2], "shortcut_depth": [1, 2], "seed": [0, 1, 2, 3, 4]}
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()

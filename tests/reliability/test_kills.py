@@ -18,7 +18,10 @@ import resid_theory as rt
 from resid_theory import sweep
 from resid_theory.runtime import store
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL here")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL here"),
+    pytest.mark.usefixtures("server"),
+]
 KILLS = "kills met the call"
 
 
