@@ -33,8 +33,12 @@ ADDED = {
     "seen another way": (lambda x, w, b: x @ w + b.T[0], (5, 3), (3, 4), (4, 1), None),
     "one of two rows": (lambda x, w, b: x @ w + b[1], (5, 3), (3, 4), (2, 4), None),
     "left": (lambda x, w, b: torch.addmm(b, w, x), (3, 5), (4, 3), (4, 1), lambda n: n.T),
+    "parts with biases": (lambda x, w, b: torch.baddbmm(b, x, w), (2, 5, 3), (2, 3, 4), (2, 1, 4),
+                          None),
     "parts on the left": (lambda x, w, b: torch.baddbmm(b, w, x), (2, 3, 5), (2, 4, 3), (4, 1),
                           lambda n: n.mT),
+    "parts with biases on the left": (lambda x, w, b: torch.baddbmm(b, w, x), (2, 3, 5), (2, 4, 3),
+                                      (2, 4, 1), lambda n: n.mT),
 }  # fmt: skip
 BARE = {
     "matrix": (lambda x, w: x @ w, (5, 3), (3, 4), None),
@@ -92,10 +96,10 @@ def test_a_product_with_a_bias(name):
     made = function(x, w, b)
     (use,) = graph_of(made.square().sum(), [x], w=w, b=b).uses
     assert use.bias == "b"
-    bias = b.flatten()[use.bias_entries(b)]
-    assert bias.shape == (use.rows_shape[2],)
+    bias = b.flatten()[use.bias_entries]
     (metadata,) = use.node._input_metadata
-    product = made.reshape(metadata.shape) - (bias[:, None] if "left" in name else bias)
+    added = use.placed(bias[:, None].expand(use.rows_shape))
+    product = made.reshape(metadata.shape) - added.reshape(metadata.shape)
     check_use(use, w, product, order)
     made.sum().backward()
 
@@ -117,12 +121,12 @@ def test_what_is_no_bias(name):
 
 @pytest.mark.parametrize("function", [
     lambda x, w, b: x @ w + b.expand(5, 4), lambda x, w, b: x @ w + b[0],
-    lambda x, w, b: x @ w + b.unbind()[0],
-], ids=["a number of each entry", "one number for all", "one of several results"])  # fmt: skip
+    lambda x, w, b: x @ w + b.unbind()[0], lambda x, w, b: x @ w + b[:1].expand(4),
+], ids=["a number of each entry", "one number for all", "one of several results", "copies"])  # fmt: skip
 def test_a_bias_that_is_not_one_number_of_each_output(function):
     x, w, b = noise(5, 3).requires_grad_(), weight(3, 4), weight(4, seed=2)
     (use,) = graph_of(function(x, w, b).square().sum(), [x], w=w, b=b).uses
-    assert use.bias == "b" and use.bias_entries(b) is None
+    assert use.bias == "b" and use.bias_entries is None
 
 
 SHARES = {  # products with vectors, which are no layers

@@ -525,9 +525,26 @@ class Places(nn.Linear):
         return x + super().forward(torch.eye(3))[0]
 
 
+class Shifted(nn.Module):
+    """Four tokens of each sample, and what is added to the four hidden units of each."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.up, self.down, self.shift = (
+            nn.Parameter(torch.randn(size)) for size in ((3, 4), (4, 3), shape)
+        )
+
+    def forward(self, x):
+        tokens = x[:, None] * torch.arange(1.0, 5.0)[:, None]
+        return (torch.tanh(tokens @ self.up + self.shift) @ self.down).sum(1)
+
+
 @pytest.mark.parametrize(
     ("net", "options", "words"),
     [
+        (lambda: Branched(Shifted()), {}, "not one number for each hidden unit"),
+        (lambda: Branched(Shifted(4, 1)), {}, "has curvature at zero weights"),
+        (lambda: Branched(Shifted(4, 4)), {}, "not one number for each hidden unit"),
         (lambda: Branched(Bilinear()), {}, "has curvature at zero weights"),
         (
             lambda: chain(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 3)),

@@ -256,23 +256,29 @@ class PredictedLoss:
     ) -> None:  # fmt: skip
         self.uses, self._units, self.total = uses, units, total
         self._shifts, self._shift = shifts, shift
-        self.biases = {uses[group.reader].bias for group in units.groups} - {""}
 
     def __call__(self, moves: Mapping[str, Tensor]) -> Tensor:
-        """The form, at moves of parameters by name; biases of hidden units do not move."""
+        """The form, at moves of parameters by name."""
 
-        def weight(key: Key) -> Tensor:
-            use = self.uses[key]
-            assert use.entries is not None
-            found = moves[use.name].flatten()[use.entries.cpu()]
+        def taken(name: str, entries: Tensor | None) -> Tensor:
+            assert entries is not None
+            return moves[name].flatten()[entries.cpu()]
+
+        def weight(use: WeightUse) -> Tensor:
+            found = taken(use.name, use.entries)
             return found.view(-1, *found.shape[-2:])
 
         value = torch.zeros((), requires_grad=True)
         for group in self._units.groups:
-            rows = weight(group.reader).mT.flatten(0, 1)[group.units]
+            reader = self.uses[group.reader]
+            rows = weight(reader).mT
+            if reader.bias:
+                bias = taken(reader.bias, reader.bias_entries)[..., None]
+                rows = torch.cat([rows, bias], dim=-1)
+            rows = rows.flatten(0, 1)[group.units]
             for (writer, columns), block in zip(group.slots, group.blocks, strict=True):
-                out = weight(writer).flatten(0, 1)[columns]
-                value = value + ((out @ block)[:, : rows.shape[1]] * rows).sum() / self.total
+                out = weight(self.uses[writer]).flatten(0, 1)[columns]
+                value = value + (out @ block * rows).sum() / self.total
         if self._shift is not None:
             parts = [moves[name].flatten() for name in self._shifts]
             alike = len(self._shift) == len(parts[0])
@@ -288,8 +294,7 @@ def compare_product(
     """Multiply a random vector by the Hessian in some parameters and by the predicted one."""
     draws = torch.Generator().manual_seed(3)
     vector = {
-        name: torch.zeros(p.shape, dtype=torch.float64) if name in predicted.biases
-        else torch.randn(p.shape, generator=draws, dtype=torch.float64)
+        name: torch.randn(p.shape, generator=draws, dtype=torch.float64)
         for name, p in own.items()
     }  # fmt: skip
     found = {name: torch.zeros_like(v) for name, v in vector.items()}
@@ -309,7 +314,6 @@ def compare_product(
     gaps = {
         name: float((found[name] - value).norm())
         for name, value in zip(moves, expected, strict=True)
-        if name not in predicted.biases
     }
     top = max(float(product.norm()) for product in found.values())
     worst = max(gaps, key=lambda name: gaps[name])

@@ -66,11 +66,10 @@ def _layers(risk: EmpiricalRisk, graph: LossGraph, samples: int) -> list[_Layer]
             return []
         (x,), places = use.input.detach(), [_Places(starts[use.name] + use.entries.mT)]
         if use.bias in known:
-            own = use.bias_entries(known[use.bias])
-            if own is None:
+            if (own := use.bias_entries) is None:
                 return []
             x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-            places.append(_Places(starts[use.bias] + own[:, None]))
+            places.append(_Places(starts[use.bias] + own.mT))
         layers.append(_Layer(use=use, input=x, places=places))
     every = [place.flat for layer in layers for place in layer.places]
     return layers if every and len(torch.cat(every).unique()) == sum(sizes) else []

@@ -66,16 +66,21 @@ class WeightUse:
             return None
         return places[used].view(self.weight.shape)
 
-    def bias_entries(self, bias: Tensor) -> Tensor | None:
-        """Places in a parameter of what is added to each output; None if that is not one number."""
+    @cached_property
+    def bias_entries(self) -> Tensor | None:
+        """Places in its parameter of each output's bias, (parts, N); None if some have none."""
+        parts, _, width = self.rows_shape
+        bias = _through_views(self.added).variable
         shape, *others = (made.shape for made in self.added._input_metadata)
-        width = self.rows_shape[-1]
-        numbers = torch.arange(1, width + 1).to(bias)
-        if others or torch.Size(shape).numel() != len(numbers):
+        numbers = torch.arange(1, torch.Size(shape).numel() + 1).to(bias)
+        if others or len(numbers) not in (width, parts * width):
             return None
-        numbers = numbers.view(shape)
-        (found,) = torch.autograd.grad([GradientEdge(self.added, 0)], [bias], [numbers])
-        return found.flatten().argsort()[-numbers.numel() :]
+        added = GradientEdge(self.added, 0)
+        (found,) = torch.autograd.grad([added], [bias], [numbers.view(shape)], retain_graph=True)
+        values, places = found.flatten().sort()
+        if not torch.equal(values[values != 0], numbers):
+            return None
+        return places[values != 0].view(-1, width).expand(parts, width)
 
     @cached_property
     def part(self) -> int | None:

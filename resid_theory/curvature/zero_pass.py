@@ -71,6 +71,11 @@ class ZeroPass:
             if reads and writes:
                 raise ValueError(self._first_order(use))
             if reads or use.bias and not writes:
+                if use.bias and use.bias_entries is None:
+                    raise ValueError(
+                        f"net: {use.bias!r} is added to the product of {use.name!r}, but is not "
+                        "one number for each hidden unit; needs a bias that is"
+                    )
                 self.readers.append(number)
             elif writes:
                 self.writers[number] = use.rows(g)
