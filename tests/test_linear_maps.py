@@ -107,6 +107,23 @@ OPERATIONS = {
               whole(lambda w: w.T)),
     "scaled addmm": ((4, 3), lambda x, w: torch.addmm(w[0], rows(x), w, beta=3, alpha=2)
                      .view(len(x), -1), whole(lambda w: w.T)),
+    "matmul of torch.linalg": ((4, 3), torch.linalg.matmul, whole(lambda w: w.T)),
+    "matmul from the right": ((4, 3), lambda x, w: w.__rmatmul__(x), whole(lambda w: w.T)),
+    "matmul into a tensor": (
+        (4, 3), lambda x, w: torch.matmul(x, w, out=torch.empty(*x.shape[:2], 3)),
+        whole(lambda w: w.T)),
+    "mm into a tensor, twice": (
+        (4, 4), lambda x, w: torch.mm(torch.mm(rows(x), w, out=torch.empty(rows(x).shape)), w)
+        .view_as(x),
+        {f"w#{n}": lambda x, w, n=n: (w, x @ w if n > 1 else x, x @ w @ w if n > 1 else x @ w)
+         for n in (1, 2)}),
+    "mm of the operators": ((4, 3), lambda x, w: torch.ops.aten.mm.out(
+        rows(x), w, out=torch.empty(rows(x).shape[0], 3)).view(len(x), -1), whole(lambda w: w.T)),
+    "addmm in place": ((4, 3), lambda x, w: torch.ones(len(rows(x)), 3).addmm_(rows(x), w, beta=2)
+                       .view(len(x), -1), whole(lambda w: w.T)),
+    "baddbmm in place": ((2, 4, 3), lambda x, w: per_sample(
+        x, torch.zeros(2, len(rows(x)), 3).baddbmm_(rows(x).expand(2, -1, -1), w)),
+        {f"w[{e}]": lambda x, w, e=e: (w[e], x, x @ w[e]) for e in range(2)}),
     "addmm to a matrix": ((4, 4), lambda x, w: torch.addmm(rows(x), rows(x), w).view_as(x),
                           whole(lambda w: w.T)),
     "one matrix in bmm": ((4, 3), lambda x, w: torch.bmm(x, w.expand(len(x), -1, -1)),
@@ -361,7 +378,8 @@ PUT = "is in a weight that is put together from several parameters"
     ((4,), lambda x, w: torch.einsum("bti,j->btj", x, w), PUT),
     ((4, 1), lambda x, w: torch.einsum("bti,ji->btj", x, w), PUT),
     ((1, 4, 4), torch.tensordot, PUT),
-    ((4, 4), lambda x, w: torch.matmul(x, w, out=torch.empty(len(x), TOKENS, 4)), PUT),
+    ((4, 4), lambda x, w: torch.linalg.multi_dot([rows(x), w]).view_as(x), "meets the samples in "
+     "'linalg_multi_dot', none of the maps here"),
     ((4, 4), lambda x, w: torch.vmap(lambda one: one @ w)(x), PUT),
     ((4, 4), lambda x, w: torch.matmul(x, w.expand(2, 1, 4, 4)).sum(0), PUT),
     ((3, 4), lambda x, w: x + F.linear(x[:0], w).sum(), "no sample has a row"),

@@ -122,7 +122,7 @@ def test_what_is_no_bias(name):
 @pytest.mark.parametrize("function", [
     lambda x, w, b: x @ w + b.expand(5, 4), lambda x, w, b: x @ w + b[0],
     lambda x, w, b: x @ w + b.unbind()[0], lambda x, w, b: x @ w + b[:1].expand(4),
-], ids=["a number of each entry", "one number for all", "one of several results", "copies"])  # fmt: skip
+], ids=["number of each entry", "one number for all", "one of several", "copies"])  # fmt: skip
 def test_a_bias_that_is_not_one_number_of_each_output(function):
     x, w, b = noise(5, 3).requires_grad_(), weight(3, 4), weight(4, seed=2)
     (use,) = graph_of(function(x, w, b).square().sum(), [x], w=w, b=b).uses

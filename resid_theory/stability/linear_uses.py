@@ -212,8 +212,16 @@ def _matmul(input: Tensor, other: Tensor) -> Operation:
     return Operation((input, other), (first, second), result, stacked=batch)
 
 
+def _turned_matmul(other: Tensor, input: Tensor) -> Operation:
+    return _matmul(input, other)
+
+
 def _added(input: Tensor, one: Tensor, other: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     return _matmul(one, other)._replace(bias=input, scaled=(beta, alpha) != (1, 1))
+
+
+def _added_to(input: Tensor, one: Tensor, other: Tensor, **scales: float) -> Operation:
+    return _matmul(one, other)._replace(scaled=True)  # what was added is overwritten
 
 
 def _einsum(equation: Any, *operands: Any) -> Operation | None:
@@ -233,7 +241,7 @@ def _einsum(equation: Any, *operands: Any) -> Operation | None:
     return Operation((operands[0], operands[1]), (one, other), result.replace("...", stars))
 
 
-def _tensordot(a: Tensor, b: Tensor, dims: Any, out: Any) -> Operation:
+def _tensordot(a: Tensor, b: Tensor, dims: Any) -> Operation:
     pairs = dims.tolist() if isinstance(dims, Tensor) else dims
     if isinstance(pairs, int):
         pairs = [list(range(a.dim() - pairs, a.dim())), list(range(pairs))]
@@ -276,11 +284,13 @@ def _each(given: Any, axes: int) -> tuple[Any, ...]:
 
 READERS: dict[str, Callable[..., Operation | None]] = {
     "linear": _linear,
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "__matmul__"), _matmul),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "__matmul__", "linalg_matmul"), _matmul),
+    "__rmatmul__": _turned_matmul,
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), _added),
+    **dict.fromkeys(("addmm_", "baddbmm_", "addmv_"), _added_to),
     "einsum": _einsum,
     "tensordot": _tensordot,
     "inner": _inner,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
 }
-"""Operations that functions of torch stand for, by name; None for a call that is none."""
+"""Operations that functions of torch stand for, by name and but for ``out``; None for none."""

@@ -162,7 +162,7 @@ class MapObserver(TorchFunctionMode):
         reasons: dict[str, dict[str, str]] = defaultdict(dict)
         for label in (labels[0] for labels in tracker.owners.values()):
             if label not in covered:
-                known = {_REASONS.get(f, f"meets the samples in {f!r}, which is no linear map")
+                known = {_REASONS.get(f, f"meets the samples in {f!r}, none of the maps here")
                          for f in tracker.met[label]}  # fmt: skip
                 reasons[label.module][label.name] = "; ".join(sorted(known)) or _UNSEEN
         found: dict[str, str] = {}
@@ -180,23 +180,23 @@ class MapObserver(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one function and read it."""
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "").removesuffix(".default")
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "").partition(".")[0]
         if name == "multi_head_attention_forward":
             with self:
                 return _ATTENTION(*args, **kwargs)
         result = func(*args, **kwargs)
         self._tracker.follow_rows(name, (*args, *kwargs.values()), result)
-        if name in READERS and self._is_map(name, args, kwargs, result):
-            return result
-        if name == "pad":
-            self._padded = weakref.ref(result), args, kwargs
-        self._tracker.follow(name, args, kwargs, result)
+        if name not in READERS or not self._is_map(name, args, kwargs, result):
+            if name == "pad":
+                self._padded = weakref.ref(result), args, kwargs
+            self._tracker.follow(name, args, kwargs, result)
+        self._tracker.follow_writes(name, args, kwargs, result)
         return result
 
     def _is_map(self, name: str, args: Any, kwargs: dict[str, Any], result: Tensor) -> bool:
         """Report the maps in a call; False if there are none."""
         try:
-            operation = READERS[name](*args, **kwargs)
+            operation = READERS[name](*args, **{k: v for k, v in kwargs.items() if k != "out"})
         except TypeError:  # a form that the reader does not know
             return False
         if operation is None or any(map(has_no_values, operation.operands)):

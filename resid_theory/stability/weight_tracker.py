@@ -95,8 +95,17 @@ class WeightTracker:
         for one in filter(None, known):
             for origin in one.origins:
                 self.met[origin].add(name)
-        if known[0] and (name == "__setitem__" or name.endswith("_") and result is given[0]):
-            pointer = _storage(given[0])  # no longer a constant, nor are its views
+
+    def follow_writes(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        """Find out whether a function writes samples into constants, which are none any more."""
+        given = [*_tensors(args), *_tensors(kwargs.values())]
+        if all(map(self.constant, given)):
+            return
+        inside = name == "__setitem__" or name.endswith("_") and result is given[0]
+        for written in (given[0],) if inside else _tensors([kwargs.get("out")]):
+            if self.constant(written) is None:
+                continue
+            pointer = _storage(written)  # no longer a constant, nor are its views
             self._known = {
                 key: one for key, one in self._known.items()
                 if (tensor := one.alive()) is None or _storage(tensor) != pointer
