@@ -413,6 +413,37 @@ class Idle(nn.Module):
         return self.pair(x) + 0 * self.unread(x) + self.unfed(0 * x)
 
 
+class Shared(nn.Module):
+    """A pair of layers beside the stream, and a matrix that both have."""
+
+    def __init__(self, where, *, bias):
+        super().__init__()
+        self.matrix, self.where = nn.Linear(3, 3, bias=False), where
+        self.pair = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3, bias=bias))
+
+    def forward(self, x):
+        if self.where == "behind":
+            return self.matrix(x) + self.matrix(self.pair(x))
+        if self.where == "in front":
+            return self.matrix(x) + self.pair(self.matrix(x.tanh()))
+        return self.matrix(x) + self.pair[1:](self.matrix(x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("where", ["in front", "behind"])
+def test_a_matrix_beside_a_branch_may_be_that_of_the_stream(where, bias):
+    torch.manual_seed(0)
+    net, (x, y) = Shared(where, bias=bias), torch.randn(2, 7, 3)
+    point = zero_point_of_net(net, "square", (x, y))
+    own = {name: p for name, p in net.named_parameters() if name.startswith("pair")}
+    assert point.parameters == point.zeroed == tuple(own)
+    with torch.no_grad():
+        for p in own.values():
+            p.zero_()
+    loss = 0.5 * (net(x) - y).square().sum() / 7
+    assert off(point.spectrum, hessian_by_nested_gradients(loss, list(own.values()))) <= HESSIAN
+
+
 @pytest.mark.parametrize(
     "layers",
     [
@@ -588,6 +619,8 @@ class Shifted(nn.Module):
             {},
             "'branch.1.weight' of a branch is in a convolution",
         ),
+        (lambda: Shared("inside", bias=True), {},
+         "'matrix.weight' in the branch of 'pair.2.weight' is not zero, because the stream has it"),
         (shared_bias, {}, "'branch.0.bias' is a weight of a branch and of the stream, too"),
     ],
 )  # fmt: skip

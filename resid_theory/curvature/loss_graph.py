@@ -249,7 +249,7 @@ class LossGraph:
         return added if leaf is not None and id(leaf.variable) in self._parameters else None
 
     def branch_names(self) -> list[str]:
-        """Parameters in products that the data can go around, past fewer products."""
+        """Parameters all of whose products the data can go around, past fewer products."""
         cost = {node: int(node in self._maps) for node in self._nodes}
         to_data: dict[Any, float] = {}
         to_loss: dict[Any, float] = {}
@@ -259,8 +259,8 @@ class LossGraph:
         for node in reversed(self._nodes):  # of which the last one alone has no readers
             to_loss[node] = min((to_loss[n] + cost[n] for n in self._readers[node]), default=0.0)
         least = to_data[self._root]
-        around = (n for n in self._maps if to_data[n] + to_loss[n] > least)
-        return list(dict.fromkeys(self._maps[n] for n in around))
+        near = {self._maps[n] for n in self._maps if to_data[n] + to_loss[n] <= least}
+        return list(dict.fromkeys(name for name in self._maps.values() if name not in near))
 
     def without(self, names: Iterable[str]) -> "BranchGraph":
         """The stream that is left without some weights, and the branches that they make."""
@@ -327,10 +327,11 @@ class BranchGraph:
         return _all_nodes(*nodes, stop=ends.__contains__)
 
     def parameters(self, number: int, *, behind: Iterable[Any] = ()) -> list[str]:
-        """Names of parameters in a branch, or in what it does behind some of its nodes."""
+        """Names of a branch's own parameters, or of those behind some of its nodes."""
         leaves = filter(_is_leaf, self.inside(*self.ends[number], stop=behind))
         found = (self._graph._parameters.get(id(leaf.variable)) for leaf in leaves)
-        return [pair[0] for pair in found if pair]
+        shared = {name for node, name in self._graph._maps.items() if node in self.stream}
+        return [pair[0] for pair in found if pair and pair[0] not in shared]
 
 
 def _inputs_of(node: Any) -> Iterator[Any]:

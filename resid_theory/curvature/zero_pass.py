@@ -91,6 +91,12 @@ class ZeroPass:
 
     def _first_order(self, use: WeightUse) -> str:
         inside = set(self.branches.inside(use.node))
+        others = (w for w in self.graph.uses if w.node in inside and w.name not in self.names)
+        if (other := next(others, None)) is not None:
+            return (
+                f"net: {other.name!r} in the branch of {use.name!r} is not zero, because the "
+                "stream has it, too, or branches= leaves it out; needs all weights of a branch"
+            )
         if any(other.node in inside for other in self.uses if other is not use):
             return (
                 f"net: the input of {use.name!r} is not zero at zero weights, because an "
