@@ -4,6 +4,7 @@ python forked_kernels.py SOCKET          forks a kernel for each that asks, unti
 python forked_kernels.py SOCKET WORD...  asks for one with these arguments, and waits for its end
 """
 
+import gc
 import json
 import os
 import selectors
@@ -28,6 +29,7 @@ def serve(path):
     import experiments.registry  # noqa: F401
 
     experiments.picture = partial(blank, experiments.picture)
+    gc.freeze()  # a kernel that collects would look through all that was imported, and copy it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever has ended is forgotten
     with socket.socket(socket.AF_UNIX) as server, selectors.DefaultSelector() as ready:
         server.bind(f"{path}~")
