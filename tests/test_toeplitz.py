@@ -124,6 +124,16 @@ def test_points_are_counted_together_as_far_as_blocks_are_small(size, together):
     assert len(matrix.passes) - math.ceil(51 / math.log2(together + 1)) in (0, 1)  # round-off
 
 
+def test_an_end_is_searched_for_when_it_is_asked_for_and_once(monkeypatch):
+    monkeypatch.setattr(counted_spectrum, "_DENSE", 0)
+    matrix = Counting(diagonal=2 * torch.eye(1), lower=torch.eye(1), blocks=3)  # 1, 1, 4
+    asked = []
+    for name, exact in (("largest", 4), ("largest", 4), ("smallest", 1), ("smallest", 1)):
+        assert getattr(matrix, name) == pytest.approx(exact, abs=COUNTED * 4)
+        asked.append(len(matrix.passes))
+    assert asked[0] == asked[1] < asked[2] == asked[3]
+
+
 @pytest.mark.parametrize(("blocks", "found"), [(3000, 1), (3001, 3001)])
 def test_beyond_three_thousand_rows_eigenvalues_are_counted(blocks, found, monkeypatch):
     monkeypatch.setattr(BlockToeplitz, "spectrum", rt.Spectrum.of([7.0]))  # of the dense solver

@@ -96,24 +96,19 @@ class CountedSpectrum(SpectralStatistics):
         """The |λ| that were searched for, by rank; several statistics ask for the same ones."""
         return {}
 
-    @property
-    def _extremes(self) -> tuple[float, float]:
-        return self.eigenvalue(0), self.eigenvalue(self.size - 1)
+    def _end(self, rank: int) -> float:
+        """The smallest or the largest eigenvalue by counts."""
+        return self.eigenvalue(rank)
 
     @cached_property
-    def _ends(self) -> tuple[float, float]:
-        """Smallest and largest eigenvalue."""
-        return (self._small.smallest, self._small.largest) if self._small else self._extremes
-
-    @property
     def largest(self) -> float:
         """Largest eigenvalue."""
-        return self._ends[1]
+        return self._small.largest if self._small else self._end(self.size - 1)
 
-    @property
+    @cached_property
     def smallest(self) -> float:
         """Smallest eigenvalue (signed)."""
-        return self._ends[0]
+        return self._small.smallest if self._small else self._end(0)
 
     def count_within(self, threshold: float) -> int:
         """Number of eigenvalues with |λ| up to a threshold."""

@@ -147,12 +147,11 @@ class Semiseparable(CountedSpectrum, Result):
         points = [low - 1e-7 * top, high + 1e-7 * top, -RESOLUTION * top]
         counts = self.counts_below(torch.tensor(points, dtype=torch.float64)).tolist()
         if counts[0] > 0 or counts[1] < self.size:
-            low, high = super()._extremes
+            low, high = self.eigenvalue(0), self.eigenvalue(self.size - 1)
         return (low, high), dict(zip(points, counts, strict=True))
 
-    @property
-    def _extremes(self) -> tuple[float, float]:
-        return self._counted[0]
+    def _end(self, rank: int) -> float:
+        return self._counted[0][rank > 0]
 
     def count_below(self, threshold: float) -> int:
         """Number of eigenvalues below a threshold."""
