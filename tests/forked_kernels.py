@@ -1,13 +1,11 @@
 """Kernels for notebooks, forked from one process that has imported what they do.
 
-python forked_kernels.py SOCKET          forks a kernel for each that asks, until its input ends
 python forked_kernels.py SOCKET WORD...  asks for one with these arguments, and waits for its end
 """
 
 import gc
 import json
 import os
-import selectors
 import signal
 import socket
 import sys
@@ -22,6 +20,7 @@ def blank(picture, *given, **size):
 
 
 def serve(path):
+    """Fork a kernel for each that asks."""
     import ipykernel.kernelapp
     import matplotlib_inline.backend_inline  # noqa: F401
 
@@ -31,20 +30,15 @@ def serve(path):
     experiments.picture = partial(blank, experiments.picture)
     gc.freeze()  # a kernel that collects would look through all that was imported, and copy it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever has ended is forgotten
-    with socket.socket(socket.AF_UNIX) as server, selectors.DefaultSelector() as ready:
+    with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{path}~")
         server.listen()
         os.rename(f"{path}~", path)  # who sees it can connect
-        for each in (server, sys.stdin):
-            ready.register(each, selectors.EVENT_READ)
-        while all(key.fileobj is server for key, _ in ready.select()):
-            client, _ = server.accept()
-            if not os.fork():
-                break
+        client, _ = server.accept()
+        while os.fork():
             client.close()
-        else:
-            return
-        given = json.loads(client.makefile().readline())
+            client, _ = server.accept()
+    given = json.loads(client.makefile().readline())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.chdir(given["folder"])
     os.environ.clear()
@@ -61,4 +55,4 @@ def ask(path, *words):
 
 
 if __name__ == "__main__":
-    (ask if len(sys.argv) > 2 else serve)(*sys.argv[1:])
+    ask(*sys.argv[1:])

@@ -2,13 +2,14 @@
 
 import ast
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import forked_kernels
+import interrupted
 import lazy_loader
 import pytest
 
@@ -21,7 +22,6 @@ nbformat, nbclient = lazy_loader.load("nbformat"), lazy_loader.load("nbclient")
 
 
 ROOT = Path(__file__).resolve().parents[1]
-FORKED = Path(__file__).with_name("forked_kernels.py")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -88,18 +88,21 @@ def execute(path, folder, kernel):
 
 
 @pytest.fixture(scope="module")
-def kernel(live_folder):
+def kernel(live_folder, server):
     """The command of a kernel, with the checkout's packages and this session's quick records."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RESID_THEORY_LIVE", str(live_folder))
         patch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else the debugger warns
-        words = [sys.executable, "-P", str(FORKED), f"{folder}/socket"]
-        with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
-            while not os.path.exists(words[-1]):
-                assert process.poll() is None
-                time.sleep(0.01)
-            yield [*words, "-f", "{connection_file}"]
+        path = f"{folder}/socket"
+        process = interrupted.server().Process(target=forked_kernels.serve, args=(path,))
+        process.start()
+        while not os.path.exists(path):
+            assert process.is_alive()
+            time.sleep(0.01)
+        yield [sys.executable, "-P", forked_kernels.__file__, path, "-f", "{connection_file}"]
+        process.kill()
+        process.join()
 
 
 # The notebooks -----------------------------------------------------------------------------------
