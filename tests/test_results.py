@@ -235,6 +235,41 @@ def test_a_result_is_shown_tabled_and_read_back(kind, tmp_path):
     assert repr(back) == repr(found)
 
 
+def _descent(rates):
+    net, data, _ = descended()
+    start = torch.zeros(2, 2, 2, 4, 4, dtype=torch.float64)
+    return rt.gradient_descent(
+        net, "square", data, weights=start, learning_rate=rates, epochs=1
+    ).learning_rate
+
+
+HALVES = torch.tensor([0.5, 1.0], dtype=torch.float64)
+SPHERE = torch.eye(4, dtype=torch.float64)
+GIVEN_TENSORS = {  # a tensor that a call is given, and the one in what it hands back
+    "levels of noise": (HALVES, lambda t: stability.weight_noise(*chain(), levels=t).levels),
+    "learning rates": (HALVES, _descent),
+    "distances": (HALVES, lambda t: loss_along(
+        operator(), filter_directions(operator(), 1), t).distances),
+    "grid of a density": (HALVES, lambda t: density().smoothed(t).grid),
+    "grid of shares": (HALVES, lambda t: density().cumulative(t).grid),
+    "inputs": (SPHERE, lambda t: theory.interpolate(t, SPHERE, units=60).x),
+    "targets": (SPHERE, lambda t: theory.interpolate(SPHERE, t, units=60).y),
+    "moments": (SPHERE, lambda t: rt.Moments(sxx=t, syx=SPHERE, syy=SPHERE, count=9).sxx),
+    "eigenvalues": (HALVES, lambda t: rt.Spectrum.of(t).levels),
+    "multiplicities": (HALVES.ceil().long(), lambda t: rt.Spectrum.of(HALVES, t).multiplicities),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GIVEN_TENSORS)
+def test_later_changes_of_what_was_given_do_not_reach_a_result(name):
+    given, call = GIVEN_TENSORS[name]
+    own = given.clone()
+    found = call(own)
+    before = found.clone()
+    own.zero_()
+    assert torch.equal(found, before) and bool(found.any())
+
+
 def test_long_tables_show_their_ends():
     lines = repr(eigen.Spectrum.of(range(1, 10**6))).splitlines()
     assert [line.split()[0] for line in lines[2:]] == [*"12345", "…", *["1e+06"] * 5]

@@ -84,7 +84,8 @@ def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> L
     risk.take_graphs(LossItself)
     given = check_finite("directions", as_tensor("directions", directions)).detach()
     given = given.to(A.device, torch.float64)
-    steps = check_finite("distances", as_tensor("distances", distances)).double().cpu()
+    steps = check_finite("distances", as_tensor("distances", distances))
+    steps = steps.detach().to("cpu", torch.float64, copy=True)
     if given.dim() not in (1, 2) or len(given) != size or given.numel() == 0:
         raise ValueError(
             f"directions: got shape {tuple(given.shape)}, needs ({size},) or ({size}, b)"

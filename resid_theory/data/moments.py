@@ -49,7 +49,8 @@ class Moments:
         given = {name: as_tensor(name, getattr(self, name)) for name in ("sxx", "syx", "syy")}
         for name, moment in given.items():
             # Converted, not refused: any real array is a moment, but all readers expect float64.
-            object.__setattr__(self, name, check_finite(name, moment).detach().to(torch.float64))
+            copied = check_finite(name, moment).detach().to(torch.float64, copy=True)
+            object.__setattr__(self, name, copied)
         shapes = [tuple(moment.shape) for moment in given.values()]
         d, k = (*shapes[1][::-1], None, None)[:2]
         if shapes != [(d, d), (k, d), (k, k)]:

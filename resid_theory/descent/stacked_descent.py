@@ -111,7 +111,8 @@ def _rows(net: ShortcutNet, weights: Any, learning_rate: Any) -> tuple[Tensor, T
             f"weights: got shape {tuple(starts.shape)} and dtype {starts.dtype}, needs "
             f"(..., {', '.join(map(str, needed))}), floating point"
         )
-    rates = check_finite("learning_rate", as_tensor("learning_rate", learning_rate)).to(starts)
+    rates = check_finite("learning_rate", as_tensor("learning_rate", learning_rate))
+    rates = rates.detach().to(starts, copy=True)
     if not bool((rates > 0).all()):
         raise ValueError(f"learning_rate: got {rates.min().item():.6g}, needs numbers above 0")
     try:

@@ -391,7 +391,8 @@ class Density(Result):
 
 def _places(grid: Tensor) -> Tensor:
     """Places of a curve, (n,), float64 on the CPU."""
-    return check_finite("grid", as_tensor("grid", grid)).to("cpu", torch.float64).reshape(-1)
+    places = check_finite("grid", as_tensor("grid", grid)).detach().reshape(-1)
+    return places.to("cpu", torch.float64, copy=True)
 
 
 def _place(atoms: tuple[Tensor, Tensor], share: float) -> float:

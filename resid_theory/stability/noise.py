@@ -301,7 +301,7 @@ def _one_batch(
 
 
 def _levels(levels: Sequence[float]) -> Tensor:
-    found = torch.as_tensor(levels, dtype=torch.float64)
+    found = torch.as_tensor(levels, dtype=torch.float64).clone()
     if found.dim() != 1 or len(found) == 0 or not bool(((found > 0) & found.isfinite()).all()):
         raise ValueError(f"levels: got {levels!r}, needs a list of finite numbers above 0")
     return found

@@ -37,7 +37,7 @@ def sphere_points(x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 
 def _points(argument: str, given: Any) -> Tensor:
-    points = as_tensor(argument, given).detach().to("cpu", torch.float64)
+    points = as_tensor(argument, given).detach().to("cpu", torch.float64, copy=True)
     if points.dim() != 2 or not len(points) or points.shape[1] < 3:
         raise ValueError(
             f"{argument}: got shape {tuple(points.shape)}, needs (m, d) with at least one sample "
