@@ -455,6 +455,8 @@ WRONG = [
     (NET, dict(learning_rate=0.0), "learning_rate: got 0, needs numbers above 0"),
     (NET, dict(weights=torch.zeros(2, 2, 3, 3).long()), "weights: .* dtype torch.int64, needs"),
     (NET, APART, "does not broadcast"),
+    (NET, dict(weights=torch.zeros(0, 2, 2, 3, 3)), r"got shapes \(0, 2, .* which make no row"),
+    (NET, dict(learning_rate=[]), r"and \(0,\), which make no row; needs at least one"),
     (NET, dict(epochs=-1), "epochs: got -1"),
     (NET, dict(keep=[0, 2]), "keep: got epoch 2"),
     (NET, dict(keep=[-1]), "keep: got -1"),

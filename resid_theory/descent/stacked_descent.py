@@ -123,6 +123,11 @@ def _rows(net: ShortcutNet, weights: Any, learning_rate: Any) -> tuple[Tensor, T
             f"learning_rate: shape {tuple(rates.shape)} does not broadcast with the leading axes "
             f"{tuple(starts.shape[:-4])} of weights"
         ) from None
+    if 0 in shape:
+        raise ValueError(
+            f"weights, learning_rate: got shapes {tuple(starts.shape)} and {tuple(rates.shape)}, "
+            "which make no row; needs at least one"
+        )
     return starts.expand(*shape, *needed), rates.expand(shape)
 
 
