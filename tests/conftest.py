@@ -1,4 +1,7 @@
-"""float64 by default, a device to choose, a seeded generator."""
+"""float64 by default, a device to choose, a seeded generator.
+
+torch is imported late: the process of pytest-xdist that hands out the tests reads this, too.
+"""
 
 import faulthandler
 import gc
@@ -9,10 +12,7 @@ from contextlib import contextmanager
 
 import fast
 import pytest
-import torch
 import trials
-from fake_cuda import pretended
-from torch import nn
 
 
 def pytest_addoption(parser):
@@ -45,10 +45,14 @@ def pytest_configure(config):
     config.pluginmanager.register(trials.Plugin(full), "trials")
     if full and config.getoption("numprocesses", None):
         raise pytest.UsageError("--trials full: trials are counted in one process; leave out -n")
-    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError(
-            "--device cuda: torch finds no CUDA device here; leave the option out to run on the CPU"
-        )
+    if config.getoption("--device") == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(
+                "--device cuda: torch finds no CUDA device here; leave the option out to run on "
+                "the CPU"
+            )
     config.option.loadscopereorder = False  # xdist's order is by the number of tests in a file
     gc.set_threshold(20_000)  # from 700: half a million objects of imports and tests stay anyway
     # What a killed process has written is not lost, and no test cuts the power: no disk is waited
@@ -106,6 +110,8 @@ def server():
 @pytest.fixture(scope="session", autouse=True)
 def beginning(request):
     """The server of processes starts, if a test needs it, before tests change what it inherits."""
+    import torch
+
     if any("server" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("server")
     torch.backends.cudnn.allow_tf32 = False  # what tests compute themselves is to be float32
@@ -114,6 +120,8 @@ def beginning(request):
 @pytest.fixture(autouse=True)
 def float64():
     """float64 by default in each test, where closed forms agree to round-off; a fixed seed."""
+    import torch
+
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     # torch's own modules draw their first weights from the global generator. torch.manual_seed
@@ -128,6 +136,9 @@ def float64():
 @pytest.fixture
 def device(request):
     """The device of ``--device``."""
+    import torch
+    from fake_cuda import pretended
+
     chosen = request.config.getoption("--device")
     if chosen != "pretended":
         yield torch.device(chosen)
@@ -139,6 +150,9 @@ def device(request):
 @pytest.fixture
 def cuda(request):
     """The GPU of ``--device cuda``, otherwise the pretended one."""
+    import torch
+    from fake_cuda import pretended
+
     if request.config.getoption("--device") == "cuda":
         yield torch.device("cuda")
         return
@@ -149,6 +163,8 @@ def cuda(request):
 @pytest.fixture
 def generator():
     """A generator on the CPU, seeded alike for every test."""
+    import torch
+
     return torch.Generator().manual_seed(0)
 
 
@@ -192,6 +208,7 @@ def live_folder(tmp_path_factory):
 @pytest.fixture
 def left_alone():
     """A context in which a net and torch's random state must stay as they are, to the bit."""
+    import torch
 
     def state(net):
         grads = [torch.zeros(0) if p.grad is None else p.grad for p in net.parameters()]
@@ -215,6 +232,8 @@ def left_alone():
 @pytest.fixture
 def kernel_settings():
     """cuDNN's deterministic, benchmark, TF32, and TF32 of products: read, or set if given."""
+    import torch
+
     owners = [torch.backends.cudnn] * 3 + [torch.backends.cuda.matmul]
     names = ["deterministic", "benchmark", "allow_tf32", "allow_tf32"]
 
@@ -232,6 +251,9 @@ def kernel_settings():
 @pytest.fixture
 def conv_net(generator):
     """A small net for images (1, 3, 3), whose BatchNorm has seen some."""
+    import torch
+    from torch import nn
+
     net = nn.Sequential(
         nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
     ).double()

@@ -13,9 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-
-from resid_theory.runtime import store
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 RESULTS = PAGE.with_suffix(".json")
@@ -61,6 +58,8 @@ class Plugin:
     def pytest_sessionfinish(self):
         if not self.full or not self.rows:
             return
+        from resid_theory.runtime import store
+
         for row in self.rows.values():
             row["note"] = "; ".join(
                 f"{sum(counts)} {name}, more than one in {sum(n > 1 for n in counts)} trials"
@@ -74,6 +73,8 @@ class Plugin:
 def new_row(promise):
     """No trials yet, and where and when they are made."""
     # Here, as every start of pytest comes by this file: claims import half of SciPy.
+    import torch
+
     from experiments.provenance import commit_of_code
 
     commit, changed = commit_of_code()
