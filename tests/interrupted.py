@@ -48,13 +48,13 @@ def data(samples=150):
     return x, torch.randint(10, (samples,), generator=generator)
 
 
-def training(folder, nets=1):
-    """A training with a checkpoint after each of its 30 steps."""
+def training(folder, nets=1, epochs=6):
+    """A training with a checkpoint after each of its steps, five an epoch."""
     several = [net(seed) for seed in range(nets)]
     rt.train(
         several if nets > 1 else several[0],
         data(),
-        RECIPE,
+        RECIPE.change(epochs=epochs),
         seed=list(range(nets)) if nets > 1 else 0,
         device="cpu",
         out=folder,

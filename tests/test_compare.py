@@ -101,7 +101,7 @@ def drawn_once():
 def test_intervals_are_as_wide_as_their_confidence(confidence, drawn_once, monkeypatch):
     """Medians of n normal numbers vary by π / 2n; the bootstrap's own spread is averaged out."""
     monkeypatch.setattr(stats, "bootstrap", drawn_once)
-    layers, n, m = 60, 400, 600
+    layers, n, m = 60, 200, 300
     names = tuple(str(number) for number in range(layers))
     x, y = cushions(noise(layers, n, seed=0), names), cushions(noise(layers, m, seed=1), names)
     found = rt.compare_cushions(x, y, confidence=confidence, resamples=600)

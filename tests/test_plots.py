@@ -673,8 +673,8 @@ def test_png_tells_only_the_drawing():
         plots.spectrum(rt.Spectrum.of([-1.0, 1.0]), ax=figure.axes[0])
         return plots.png(figure, dpi=50)
 
-    assert drawn().startswith(b"\x89PNG")
-    assert drawn() == drawn()
+    file = drawn()
+    assert file.startswith(b"\x89PNG") and file == drawn()
 
 
 def test_panels_are_as_large_as_asked_for_and_a_png_has_few_bytes():
@@ -703,7 +703,8 @@ def test_svg_tells_only_the_drawing():
         plots.spectrum(rt.Spectrum.of([-1.0, 1.0]), ax=figure.axes[0])
         return plots.svg(figure)
 
-    assert drawn() == drawn() and b"<dc:date>" not in drawn() and b">measured, P = 2<" in drawn()
+    file = drawn()
+    assert file == drawn() and b"<dc:date>" not in file and b">measured, P = 2<" in file
 
 
 @pytest.mark.parametrize("panels", [1, 2])

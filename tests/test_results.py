@@ -527,11 +527,16 @@ def draw(name, found, ax):
     return getattr(rt.plots, name)(found, ax=ax, **more)
 
 
+@pytest.fixture(scope="module")
+def empty():
+    """Axes in which nothing is drawn."""
+    return rt.plots.figure().axes[0]
+
+
 @pytest.mark.parametrize("kind", MADE)
-def test_plots_take_what_they_draw_and_name_it_otherwise(kind):
+def test_plots_take_what_they_draw_and_name_it_otherwise(kind, empty):
     assert (kind in PICTURES) != (kind in WITHOUT)
     found = report(method="dense") if kind == "SpectrumReport" else made(kind)
-    (empty,) = rt.plots.figure().axes
     for name in DRAWN:
         if name in PICTURES.get(kind, ()):
             drawing = draw(name, found, rt.plots.figure().axes[0])

@@ -30,6 +30,7 @@ def run(tmp_path, monkeypatch):
         plugin = trials.Plugin(full)
         options = ["-c", "/dev/null", "-p", "no:cacheprovider", "-o", "markers=reliability"]
         options += ["--import-mode", "importlib", "--rootdir", str(tmp_path)]
+        options += ["-p", "no:unraisableexception"]  # which searches all objects for garbage
         pytest.main([*options, str(tmp_path)], plugins=[plugin])
         return plugin.rows
 
