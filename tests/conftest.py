@@ -214,7 +214,8 @@ def left_alone():
         grads = [torch.zeros(0) if p.grad is None else p.grad for p in net.parameters()]
         tensors = [t.detach().clone() for t in (*net.parameters(), *net.buffers(), *grads)]
         flags = [p.requires_grad for p in net.parameters()]
-        flags += [(m.training, *map(len, (m._forward_hooks, m._forward_pre_hooks)))
+        flags += [(m.training, *map(len, (m._forward_hooks, m._forward_pre_hooks,
+                                          m._backward_hooks, m._backward_pre_hooks)))
                   for m in net.modules()]  # fmt: skip
         return [*tensors, torch.get_rng_state()], flags
 

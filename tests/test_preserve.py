@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import resid_theory as rt
 from resid_theory.runtime.preserve import deterministic, preserved
 
 
@@ -61,6 +62,35 @@ def test_gradients_are_on_inside(mode):
             assert not torch.is_inference_mode_enabled()
             assert net(torch.ones(2, 3)).requires_grad
         assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
+def test_products_are_those_of_gradients_under_inference_mode(engine):
+    """Half the squared error of a linear map: I ⊗ (1/m) Σ x xᵀ."""
+    net, x = nn.Linear(3, 2, bias=False).double(), torch.arange(12.0).view(4, 3).double()
+    exact = torch.kron(torch.eye(2, dtype=torch.float64), x.mT @ x / 4)
+    before = rt.curvature_operator(net, "square", (x, x[:, :2]), engine=engine)
+    with torch.inference_mode():
+        inside = rt.curvature_operator(net, "square", (x, x[:, :2]), engine=engine)
+        found = [operator @ torch.eye(6) for operator in (before, inside)]
+        along = rt.curvature.loss_along(inside, torch.ones(6), torch.zeros(1))
+    torch.testing.assert_close(torch.stack(found), exact.expand(2, 6, 6))
+    assert along.losses.item() == pytest.approx(inside.loss)
+
+
+def test_nets_made_under_inference_mode_are_refused():
+    x = torch.ones(2, 3, 8, 8)
+    with torch.inference_mode():
+        net = rt.simplified_net(5)
+        assert rt.check_equivalence(net, rt.to_residual(net), x).outputs < 1e-6  # needs none
+    for call in (
+        lambda: rt.spectrum(net, "cross_entropy", (x, torch.tensor([0, 1]))),
+        lambda: rt.dominant_flows(net, (x, torch.tensor([0, 1]))),
+        lambda: rt.interlayer_cushions(net, x, start=1),
+        lambda: rt.train(net, (x, torch.tensor([0, 1])), rt.Recipe(batch=2), seed=0),
+    ):
+        with pytest.raises(ValueError, match="^net: 'conv0.weight' was made under torch.inferenc"):
+            call()
 
 
 class Constant(nn.Module):

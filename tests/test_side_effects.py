@@ -41,6 +41,42 @@ def made(net):
     return net().double()
 
 
+# -- hooks on gradients ----------------------------------------------------------------------------
+
+
+def _hooked(net, seen):
+    """Hooks that change gradients, of every kind that torch has."""
+
+    def doubled(_, given, *__):
+        seen.append(given)
+        return tuple(None if part is None else 2 * part for part in given)
+
+    net[0].weight.register_hook(lambda given: given.clamp(-1e-3, 1e-3))
+    net[0].register_full_backward_pre_hook(doubled)
+    net[2].register_full_backward_hook(doubled)
+    return torch.nn.modules.module.register_module_full_backward_hook(doubled)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_backward_hooks_step_aside(engine, data, left_alone):
+    net, (x, y), seen = made(Scaled), data, []
+    exact = hessian_by_nested_gradients(F.cross_entropy(net(x), y), list(net.parameters()))
+    slope = torch.autograd.grad(F.cross_entropy(net(x), y), net[0].weight)[0]
+    handle = _hooked(net, seen)
+    try:
+        with left_alone(net):
+            operator = rt.curvature_operator(net, "cross_entropy", data, engine=engine)
+            found = operator.dense(), rt.hessian(net, "cross_entropy", data)
+        assert not seen
+        for matrix in found:
+            torch.testing.assert_close(matrix, exact)
+        torch.testing.assert_close(operator.gradient[: slope.numel()], slope.flatten())
+        F.cross_entropy(net(x.clone().requires_grad_()), y).backward()
+    finally:
+        handle.remove()
+    assert len(seen) > 3 and net[0].weight.grad.abs().max() <= 1e-3
+
+
 # -- changes between products ----------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from resid_theory.data import Batch
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.products import probe_vectors
 from resid_theory.losses import NoWeighting
+from resid_theory.runtime.net_entry import without_backward_hooks
 from resid_theory.runtime.preserve import deterministic
 from resid_theory.runtime.resources import available_bytes, is_out_of_memory, readable_bytes
 
@@ -58,8 +59,8 @@ class BatchSum:
         self.risk, self.chunk, self.limit, self._progress = risk, chunk, limit, progress
         self.engine, self._fixed = engine, engine != "auto"
         size = sum(parameter.numel() for parameter in risk.parameters)
-        self.total = torch.zeros(1 + size, dtype=torch.float64, device=risk.device)
         with risk.measuring():
+            self.total = torch.zeros(1 + size, dtype=torch.float64, device=risk.device)
             # Inside, because a loader draws from the global RNG even when it does not shuffle.
             try:
                 self._first_pass()
@@ -252,7 +253,7 @@ class BatchSum:
     def add_products(self, total: Tensor, **block: Any) -> None:
         """Add a product to zeros (b, size of the rows); the block as of `MatvecGraph.product`."""
         self.check_unchanged()
-        with deterministic(), tqdm(
+        with deterministic(), without_backward_hooks(self.risk.net), tqdm(
             total=self.samples, disable=not self._progress, desc="Product", unit="sample",
             leave=False,
         ) as bar:  # fmt: skip

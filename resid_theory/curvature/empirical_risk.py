@@ -1,6 +1,7 @@
 """The loss of a net over a data set: checks, and the graph of any chunk of samples."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_choice, check_finite, check_positive
+from resid_theory._check import check_choice, check_finite, check_within
 from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.curvature.first_look import (
     Findings,
@@ -41,7 +42,7 @@ from resid_theory.data.batch import Place
 from resid_theory.data.sample_look import EXAMPLES
 from resid_theory.losses import KnownWeighting, Loss, LossLike, reweighted
 from resid_theory.nested import map_tensors
-from resid_theory.runtime.net_entry import check_net
+from resid_theory.runtime.net_entry import check_differentiable, check_net
 from resid_theory.runtime.net_state import NetState, copied
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import is_out_of_memory
@@ -76,12 +77,12 @@ class EmpiricalRisk:
         seed: int = 0,
         draws: int = 1,
     ) -> None:
-        net = check_net(net, finite=False)
+        net = check_differentiable(check_net(net, finite=False))
         self._graph = MATRICES[check_choice("matrix", matrix, tuple(MATRICES))]
         self.net, self.loss, self.matrix = net, Loss.of(loss), matrix
         self.state = NetState(net)
         self.batchnorm = check_choice("batchnorm", batchnorm, ("eval", "batch"))
-        self.weight_decay = check_positive("weight_decay", weight_decay) if weight_decay else 0.0
+        self.weight_decay = check_within("weight_decay", weight_decay, 0, math.inf, "[)")
         self.notes: list[str] = []
         self.seed, self.draws, self._looked = seed, draws, False
         self._format = torch.preserve_format

@@ -95,8 +95,8 @@ def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> L
     lines = given.reshape(size, -1)
     sizes = [p.numel() for p in risk.parameters]
     kept = [p.data for p in risk.parameters]
-    losses = torch.empty(lines.shape[1], len(steps), dtype=torch.float64)
     with risk.measuring():
+        losses = torch.empty(lines.shape[1], len(steps), dtype=torch.float64)
         try:
             for row, line in enumerate(lines.mT):
                 for column, t in enumerate(steps.tolist()):

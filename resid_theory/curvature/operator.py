@@ -1,5 +1,6 @@
 """Hessian, generalized Gauss-Newton and Fisher matrices as linear operators, at any size."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_generator, check_choice, check_int
+from resid_theory._check import as_generator, check_choice, check_int, check_within
 from resid_theory.curvature.accumulation import ENGINES, BatchSum
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.parameter_selection import select_parameters
@@ -110,19 +111,21 @@ class CurvatureBlock(LinearOperator):
 
     def _product(self, columns: Tensor) -> Tensor:
         count = columns.shape[1]
-        # NumPy asks for huge pages: filling a large array for the first time is most of its cost.
-        zeros = np.zeros((count, self.shape[0]), NUMPY_DTYPES[self.dtype])
-        total = torch.from_numpy(zeros).to(self.device)
-        if columns.numel():
-            self._sums.add_products(
-                total, vectors=columns.mT, rows=self._rows, columns=self._columns
-            )
-        result = self._process_group.add_product(total.mT, columns).div_(self._weight)
-        if decay := self._sums.risk.weight_decay:
-            given = self._by_number(columns, self._columns)
-            for k, part in self._by_number(result, self._rows).items():
-                if k in given:
-                    part.add_(given[k], alpha=decay)
+        with torch.inference_mode(False):  # whose tensors no graph made outside of it takes
+            # NumPy asks for huge pages: filling a large array for the first time is most of its
+            # cost.
+            zeros = np.zeros((count, self.shape[0]), NUMPY_DTYPES[self.dtype])
+            total = torch.from_numpy(zeros).to(self.device)
+            if columns.numel():
+                self._sums.add_products(
+                    total, vectors=columns.mT, rows=self._rows, columns=self._columns
+                )
+            result = self._process_group.add_product(total.mT, columns).div_(self._weight)
+            if decay := self._sums.risk.weight_decay:
+                given = self._by_number(columns, self._columns)
+                for k, part in self._by_number(result, self._rows).items():
+                    if k in given:
+                        part.add_(given[k], alpha=decay)
         return result
 
     def _by_number(self, vectors: Tensor, numbers: Sequence[int]) -> dict[int, Tensor]:
@@ -311,6 +314,8 @@ def curvature_operator(
         [0.5, 2.0]
     """
     check_choice("engine", engine, ENGINES)
+    if memory_limit is not None:
+        check_within("memory_limit", memory_limit, 0, math.inf, "[)")
     dtype = _PRECISIONS[check_choice("accumulate", accumulate, list(_PRECISIONS))]
     source = as_generator(generator)
     group = ProcessGroup(process_group)

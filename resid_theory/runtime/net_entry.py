@@ -12,14 +12,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from resid_theory._check import check_finite
 from resid_theory.runtime.net_state import copied
+from resid_theory.runtime.resources import check_device
 
 __all__ = [
     "as_written",
+    "check_differentiable",
     "check_net",
     "inner_net",
     "is_sequential",
     "layered_net",
     "set_eval",
+    "without_backward_hooks",
 ]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
@@ -99,6 +102,27 @@ def check_net(
     return net
 
 
+def check_differentiable(net: nn.Module) -> nn.Module:
+    """Check that derivatives can be taken through a net.
+
+    Args:
+        net: Any module.
+
+    Returns:
+        The same net.
+
+    Raises:
+        ValueError: If it was made under ``torch.inference_mode``, or a part of it was.
+    """
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.is_inference():
+            raise ValueError(
+                f"net: {name!r} was made under torch.inference_mode(), so that nothing can be "
+                "differentiated; make or copy the net outside"
+            )
+    return net
+
+
 def layered_net(net: nn.Module, device: torch.device | str | None = None) -> nn.Module:
     """The net whose layers are measured: that inside wrappers, or its copy on another device.
 
@@ -110,7 +134,8 @@ def layered_net(net: nn.Module, device: torch.device | str | None = None) -> nn.
         A net whose layers Python calls.
 
     Raises:
-        ValueError: If :func:`check_net` refuses it, or it is scripted or traced.
+        ValueError: If :func:`check_net` refuses it, it is scripted or traced, or torch cannot use
+            the device.
     """
     net = check_net(net)
     if isinstance(net, torch.jit.ScriptModule):
@@ -119,9 +144,10 @@ def layered_net(net: nn.Module, device: torch.device | str | None = None) -> nn.
             "layers do; pass the module that it was made from (rt.spectrum and rt.evaluate take it)"
         )
     first = next(net.parameters(), None)
-    if device is None or first is None or torch.device(device) == first.device:
+    if device is None or first is None:
         return net
-    return copied(net).to(device)
+    place = check_device("device", device)
+    return net if place == first.device else copied(net).to(place)
 
 
 def is_sequential(net: nn.Module) -> TypeGuard[nn.Sequential]:
@@ -141,7 +167,8 @@ def as_written(net: nn.Module) -> Iterator[None]:
     """Run inside what the code of a net says, in one piece.
 
     Compiled parts have one derivative only, checkpoints run a part again in every backward pass,
-    and wrappers inside the net split batches or hook gradients: all of them step aside.
+    wrappers inside the net split batches or hook gradients, and backward hooks may change gradients
+    into those of no function: all of them step aside.
 
     Args:
         net: Any module.
@@ -153,12 +180,38 @@ def as_written(net: nn.Module) -> Iterator[None]:
         stack.enter_context(_without_checkpoints())
         if "torch._dynamo" in sys.modules:  # a second of import, and only then something compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(without_backward_hooks(net))
         for module in net.modules():
             inner = _wrapped(module)
             if inner is not None and "forward" not in vars(module):
                 vars(module)["forward"] = inner.__call__
                 stack.callback(vars(module).pop, "forward")
         yield
+
+
+@contextmanager
+def without_backward_hooks(net: nn.Module) -> Iterator[None]:
+    """Switch off the hooks of modules and parameters that see gradients, and may change them.
+
+    Args:
+        net: Any module.
+
+    Yields:
+        Nothing.
+    """
+    every: Any = torch.nn.modules.module
+    tables: list[Any] = [every._global_backward_hooks, every._global_backward_pre_hooks]
+    for module in net.modules():
+        tables += [module._backward_hooks, module._backward_pre_hooks]
+    tables += [p._backward_hooks for p in net.parameters()]
+    held = [(table, dict(table)) for table in tables if table]
+    try:
+        for table, _ in held:
+            table.clear()
+        yield
+    finally:
+        for table, hooks in held:
+            table.update(hooks)
 
 
 class _AtOnce:

@@ -42,7 +42,7 @@ def check_device(argument: str, name: str | torch.device, *, here: bool = True) 
         if here:
             torch.empty(0, device=device)
         return device
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"{argument}: got {str(name)!r}, which torch cannot use: {reason}; this machine has "

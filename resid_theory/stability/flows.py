@@ -16,7 +16,7 @@ from tqdm import tqdm
 from resid_theory._check import check_choice, check_int
 from resid_theory.data import Batch, Data
 from resid_theory.losses import Loss, LossLike, check_scalar, weighting_of
-from resid_theory.runtime.net_entry import layered_net
+from resid_theory.runtime.net_entry import check_differentiable, layered_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Result
 from resid_theory.stability.flow_statistics import MODES, STATISTICS, Sums
@@ -150,7 +150,7 @@ def dominant_flows(
     check_choice("mode", mode, MODES)
     check_choice("statistic", statistic, STATISTICS)
     step = None if batch is None else check_int("batch", batch)
-    net = layered_net(net)
+    net = check_differentiable(layered_net(net))
     paths = subactivation_paths(net, rule=rule)
     assert isinstance(net, nn.Sequential)
     samples = Data.of(data, like=net).unweighted()
@@ -205,7 +205,7 @@ def feature_gradients(
     Source:
         Yu & Tomasi, arXiv:1905.10944, Figure 10.
     """
-    net = layered_net(net)
+    net = check_differentiable(layered_net(net))
     top, _ = final_features(net)
     assert isinstance(net, nn.Sequential)
     step, scored = check_int("batch", batch), Loss.of(loss)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import as_generator, check_choice, check_int, check_within
 from resid_theory.data import Batch, Data
-from resid_theory.runtime.net_entry import layered_net
+from resid_theory.runtime.net_entry import check_differentiable, layered_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns
 from resid_theory.stability.jacobian import (
@@ -232,7 +232,7 @@ def _measure(
     check_int("probes", probes, minimum=2)
     check_int("batch", batch)
     source = as_generator(generator)
-    net = layered_net(net, device)
+    net = check_differentiable(layered_net(net, device))
     samples = Data.of(data, like=net, targets=False)
     rows: dict[str, list[Tensor]] = {}
     plans: dict[str, tuple[int | None, str]] = {}
