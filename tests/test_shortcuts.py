@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import math
 import random
 import types
@@ -450,6 +451,33 @@ def test_what_cannot_be_traced_is_listed_and_its_parts_are_read():
     found = rt.shortcuts(Picky(nn.Sequential(Picky(inside), Residual(*branch))))
     assert found.modules == ("block.0.block.0", "block.0.block.1.a", "block.1")
     assert [*found.untraced] == ["", "block", "block.0"]
+
+
+class Routed(nn.Module):
+    """Rows that samples choose, of whose number torch.export knows nothing."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        rows = (x.sum(-1) > 0).nonzero()[:, 0]
+        return x.index_add(0, rows, self.layer(x[rows])) if len(rows) else x
+
+
+def test_why_a_net_cannot_be_exported_is_told_once(capsys):
+    records, log = [], logging.getLogger("torch._subclasses.fake_tensor")
+    handler = logging.Handler()
+    handler.emit = records.append
+    log.addHandler(handler)
+    try:
+        found = rt.shortcuts(Cached(nn.Linear(4, 3)), torch.ones(5, 3))
+        assert "must have same reduction dim" in found.untraced[""]
+        found = rt.shortcuts(Routed(nn.Linear(3, 3)), torch.randn(5, 3))
+        assert "data-dependent" in found.untraced[""]
+    finally:
+        log.removeHandler(handler)
+    assert capsys.readouterr() == ("", "") and not records
 
 
 class Raises(nn.Module):

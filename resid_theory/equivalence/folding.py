@@ -84,7 +84,8 @@ class _Folding(Converter):
         if inside and not in_order and not isinstance(module, Block):
             graph = "; fold first: rt.absorb(rt.fold(net))" * isinstance(module, fx.GraphModule)
             raise ValueError(
-                f"net: {name or 'it'!r} is a {type(module).__name__} with {inside[0]!r} inside; "
+                f"net: {repr(name) if name else 'it'} is a {type(module).__name__} with "
+                f"{inside[0]!r} inside; "
                 f"the order of its layers is unknown, needs nn.Sequential or networks.Block{graph}"
             )
         # Not named_children(), which omits the second use of a module.

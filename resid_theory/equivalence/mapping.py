@@ -206,8 +206,8 @@ def to_residual(
     Args:
         net: Any module of plain layers; residual layers keep their V.
         layers: Names of the layers under a shortcut. By default those marked by the builders of
-            this toolkit, otherwise all linear layers but the first and last that can have an
-            identity.
+            this toolkit, otherwise all linear layers that can have an identity but the first and
+            last in the order of ``net.modules()``.
         rule: ``"repeat"`` or ``"truncate"``; by default the layers' own, otherwise ``"repeat"``.
         explicit: True for Id(x) added to the layer's output instead of I to its weight.
 

@@ -2,8 +2,11 @@
 
 import functools
 import inspect
+import io
+import logging
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from resid_theory._check import check_choice
+from resid_theory._check import check_choice, check_names
 from resid_theory.equivalence.net_graph import RESHAPED, SAME, NetGraph
 from resid_theory.identity import AddIdentity
 from resid_theory.nested import tensors_of
@@ -70,7 +73,10 @@ def parts_of(
     graphs: dict[str, NetGraph] = {}
     refused: dict[str, str] = {}
     known = dict(net.named_modules(remove_duplicate=False))
-    names = [""] if blocks is None else [check_choice("blocks", name, [*known]) for name in blocks]
+    names = [""]
+    if blocks is not None:
+        given = check_names("blocks", blocks if isinstance(blocks, str) else list(blocks))
+        names = [check_choice("blocks", name, [*known]) for name in given]
     waiting = [(name, known[name]) for name in names]
     while waiting:
         name, module = waiting.pop(0)
@@ -121,7 +127,7 @@ def _traced(net: nn.Module, sample: Any, leaves: bool) -> fx.GraphModule:
     if leaves:
         net.forward = functools.wraps(own)(lambda *args: tuple(tensors_of(own(*args))))
     free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, Tensor) else None for a in args)
-    with torch.no_grad():
+    with torch.no_grad(), _silent():
         try:
             program = torch.export.export(net, args, dynamic_shapes=free)
         except Exception:
@@ -131,6 +137,18 @@ def _traced(net: nn.Module, sample: Any, leaves: bool) -> fx.GraphModule:
     for mode in ("train", "eval"):  # these refuse
         vars(module).pop(mode, None)
     return module
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch from logging and printing what its exceptions say, too."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.ERROR))
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _writes(module: fx.GraphModule, node: fx.Node) -> bool:
