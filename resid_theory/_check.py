@@ -13,11 +13,13 @@ from torch import Tensor
 __all__ = [
     "as_generator",
     "as_tensor",
+    "check_callable",
     "check_choice",
     "check_finite",
     "check_int",
     "check_names",
     "check_positive",
+    "check_seed",
     "check_within",
     "first_difference",
 ]
@@ -41,6 +43,20 @@ def check_int(argument: str, given: Any, minimum: int = 1) -> int:
     if given < minimum:
         raise ValueError(f"{argument}: got {given}, needs at least {minimum}")
     return int(given)
+
+
+def check_seed(argument: str, given: Any, minimum: int = 0) -> int:
+    """Return a seed that torch's generators take."""
+    if check_int(argument, given, minimum) >= 2**64:
+        raise ValueError(f"{argument}: got {given}, needs a seed below 2**64")
+    return int(given)
+
+
+def check_callable(argument: str, given: Any, needed: str) -> Any:
+    """Return a function, or anything else that is called like one."""
+    if not callable(given):
+        raise ValueError(f"{argument}: got {reprlib.repr(given)}, needs {needed}")
+    return given
 
 
 def check_names(argument: str, given: Any) -> list[str]:
@@ -70,9 +86,9 @@ def check_within(argument: str, given: Any, low: float, high: float, ends: str =
 
 
 def _as_float(given: Any) -> float:
-    """A float; NaN for what is no number."""
+    """A float; NaN for what is no number, such as the text of one."""
     try:
-        return float(given)
+        return float("nan") if isinstance(given, (str, bytes)) else float(given)
     except (TypeError, ValueError):
         return float("nan")
 
@@ -94,6 +110,9 @@ def as_tensor(argument: str, given: Any) -> Tensor:
         raise ValueError(
             f"{argument}: got {kind}, needs a tensor or an array of numbers"
         ) from error
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        raise ValueError(f"{argument}: got {kind}, needs a dense tensor")
     if tensor.is_complex():  # a cast to float64 would drop the imaginary part
         raise ValueError(f"{argument}: got dtype {tensor.dtype}, needs real numbers")
     return tensor
@@ -103,9 +122,9 @@ def as_generator(generator: torch.Generator | int) -> torch.Generator:
     """Return a generator as it is, a seed as a new generator on the CPU."""
     if isinstance(generator, torch.Generator):
         return generator
-    if isinstance(generator, bool) or not isinstance(generator, int):
+    if isinstance(generator, bool) or not isinstance(generator, (int, np.integer)):
         raise ValueError(f"generator: got {generator!r}, needs a torch.Generator or a seed")
-    return torch.Generator().manual_seed(generator)
+    return torch.Generator().manual_seed(check_seed("generator", generator, -(2**63)))
 
 
 def check_finite(argument: str, given: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from resid_theory._check import (
     check_int,
     check_names,
     check_positive,
+    check_seed,
     check_within,
     first_difference,
 )
@@ -67,7 +68,7 @@ def test_positive_numbers(given):
     assert check_positive("scale", given) == float(given)
 
 
-@pytest.mark.parametrize("given", [0, -1, float("inf"), float("nan"), "a", None, []], ids=repr)
+@pytest.mark.parametrize("given", [0, -1, float("inf"), float("nan"), "1", None, []], ids=repr)
 def test_not_positive_numbers(given):
     with pytest.raises(ValueError, match=r"^scale: got .*, needs a finite number above 0"):
         check_positive("scale", given)
@@ -106,6 +107,8 @@ def test_memory_is_shared_where_possible():
         pytest.param([[1.0], [1.0, 2.0]], "needs a tensor or an array", id="ragged"),
         pytest.param(np.ones(2) + 1j, "complex128, needs real numbers", id="complex-array"),
         pytest.param(torch.ones(2) + 1j, "needs real numbers", id="complex-tensor"),
+        pytest.param(torch.ones(2, 2).to_sparse(), "sparse_coo, needs a dense", id="sparse"),
+        pytest.param(torch.ones(2, 2).to_mkldnn(), "mkldnn, needs a dense", id="mkldnn"),
     ],
 )
 def test_not_arrays_of_real_numbers(given, needed):
@@ -136,7 +139,7 @@ def test_finite_tensors_pass(given):
 def test_a_generator_is_taken_as_it_is_and_a_seed_begins_one():
     generator = torch.Generator()
     assert as_generator(generator) is generator
-    drawn = [torch.rand(2, generator=as_generator(seed)) for seed in (7, 7, 8)]
+    drawn = [torch.rand(2, generator=as_generator(seed)) for seed in (7, np.int64(7), 8)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
@@ -166,7 +169,7 @@ def test_numbers_within(given):
     assert check_within("percent", given, 0, 100) == float(given)
 
 
-@pytest.mark.parametrize("given", [-1e-9, 100.1, float("nan"), float("inf"), "a", None], ids=repr)
+@pytest.mark.parametrize("given", [-1e-9, 100.1, float("nan"), float("inf"), "1", None], ids=repr)
 def test_numbers_outside(given):
     with pytest.raises(ValueError, match=r"^percent: got .*, needs a number in \[0, 100\]$"):
         check_within("percent", given, 0, 100)
@@ -200,6 +203,19 @@ def test_of_many_wrong_names_a_few_are_shown():
     with pytest.raises(ValueError) as refused:
         check_names("layers", list(range(1000)))
     assert str(refused.value) == "layers: got [0, 1, 2, 3, 4, 5, ...], needs a list of names"
+
+
+@pytest.mark.parametrize("given", [0, 2**64 - 1, np.uint8(3)], ids=repr)
+def test_seeds(given):
+    assert check_seed("seed", given) == given
+
+
+def test_seeds_that_torch_does_not_take():
+    with pytest.raises(ValueError, match=r"^seed: got -1, needs at least 0$"):
+        check_seed("seed", -1)
+    for call in (lambda seed: check_seed("generator", seed), as_generator):
+        with pytest.raises(ValueError, match=r"^generator: got \d+, needs a seed below 2\*\*64$"):
+            call(2**64)
 
 
 # -- what a slip of the hand meets -----------------------------------------------------------------
@@ -238,6 +254,56 @@ SLIPS = {
     ),
     "no net": (lambda: rt.id_mask(5), "^net: got int, needs a torch.nn.Module"),
     "no optimizer": (lambda: rt.IdDecay("sgd", TWO), "^optimizer: got str, needs"),
+    "decay of no net": (
+        lambda: rt.IdDecay(torch.optim.SGD(TWO.parameters()), 5), "^net: got int, needs",
+    ),
+    "optimizer that is made": (
+        lambda: rt.check_equivalence(TWO, TWO, PAIR, optimizer=torch.optim.SGD(TWO.parameters())),
+        "^optimizer: got SGD(.|\n)*, needs a function of the parameters",
+    ),
+    "device": (
+        lambda: rt.layer_cushions(TWO, PAIR, device="gpu"), "^device: got 'gpu', which torch",
+    ),
+    "bytes in words": (
+        lambda: rt.hessian(LINEAR, "cross_entropy", PAIR, memory_limit="1 GB"),
+        "^memory_limit: got '1 GB', needs a number in",
+    ),
+    "negative bytes": (
+        lambda: rt.curvature_operator(LINEAR, "cross_entropy", PAIR, memory_limit=-1),
+        "^memory_limit: got -1, needs a number in",
+    ),
+    "negative decay": (
+        lambda: rt.hessian(LINEAR, "cross_entropy", PAIR, weight_decay=-1),
+        r"^weight_decay: got -1, needs a number in \[0, inf\)",
+    ),
+    "names of blocks in one word": (
+        lambda: rt.shortcuts(TWO, blocks="01"), "^blocks: unknown name '01'",
+    ),
+    "one k": (lambda: rt.evaluate(LINEAR, PAIR, top=1), r"^top: got 1, needs a list .* \[1\]$"),
+    "number as a path": (lambda: rt.save_checkpoint(3, LINEAR), "^path: got 3, needs a path"),
+    "empty path": (lambda: rt.train(LINEAR, PAIR, ONCE, seed=0, out=""), "^out: got '', needs a"),
+    "folder in a file": (
+        lambda: rt.train(LINEAR, PAIR, ONCE, seed=0, out=f"{__file__}/x", progress=False),
+        "^out: .* cannot be a folder: Not a directory$",
+    ),
+    "one callback": (
+        lambda: rt.train(LINEAR, PAIR, ONCE, seed=0, callbacks=print), "^callbacks: got <built-in",
+    ),
+    "no callback": (
+        lambda: rt.train(LINEAR, PAIR, ONCE, seed=0, callbacks=[3]), "^callbacks: got 3, needs",
+    ),
+    "number of a callback": (
+        lambda: rt.train(LINEAR, PAIR, ONCE, seed=0, callbacks=[lambda *_: 3], progress=False),
+        "^callbacks: got int from <function .*, needs a mapping",
+    ),
+    "step to stop at": (
+        lambda: rt.train(LINEAR, PAIR, ONCE, seed=0, stop=3), "^stop: got 3, needs a function",
+    ),
+    "correction in words": (
+        lambda: rt.train(LINEAR, PAIR, ONCE, seed=0, correction="id"),
+        "^correction: got 'id', needs a function",
+    ),
+    "rate in words": (lambda: rt.Recipe(lr="0.1"), "^lr: got '0.1', needs a finite number"),
     "second net": (
         lambda: rt.train([LINEAR, nn.Linear(2, 2)], PAIR, ONCE, seed=0, progress=False),
         "^data x: the net does not take",
@@ -262,6 +328,12 @@ def test_slips_are_named(slip):
     call, says = SLIPS[slip]
     with pytest.raises(ValueError, match=says):
         call()
+
+
+@pytest.mark.parametrize("argument", ["percentile", "tolerance", "missed", "probes", "steps"])
+def test_options_of_spectra_are_checked_where_no_product_is_taken(argument):
+    with pytest.raises(ValueError, match=f"^{argument}: got -1, needs"):
+        rt.spectrum(LINEAR, "cross_entropy", PAIR, method="dense", **{argument: -1})
 
 
 CURVATURE = [rt.curvature_operator, rt.hessian, rt.hessian_spectrum, rt.spectrum]

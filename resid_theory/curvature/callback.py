@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_choice, check_int, check_positive
+from resid_theory._check import check_choice, check_int, check_positive, check_seed
 from resid_theory.curvature.fisher_graphs import MATRICES
 from resid_theory.curvature.operator import curvature_operator
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
@@ -130,7 +130,7 @@ def curvature_callback(
     check_positive("tolerance", tolerance)
     check_int("probes", probes)
     check_int("steps", steps)
-    check_int("seed", seed, 0)
+    check_seed("seed", seed)
 
     def measure(net: nn.Module, moment: TrainingMoment) -> dict[str, float]:
         net = check_net(net, finite=False)

@@ -1,6 +1,7 @@
 """The exact Hessian as a matrix, by the cheapest route that the model allows."""
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import check_choice
+from resid_theory._check import check_choice, check_within
 from resid_theory.curvature.columns import PANEL, columns_of
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.layer_pairs import (
@@ -286,6 +287,8 @@ class HessianPlan:
     ) -> tuple[Tensor, MatrixError]:
         """The Hessian, (P, P), float64, and its error beyond the rounding of float64."""
         risk, error = self.risk, MatrixError()
+        if memory_limit is not None:
+            check_within("memory_limit", memory_limit, 0, math.inf, "[)")
         if folder is not None and self.method != "columns":
             raise ValueError(
                 f"folder: got one, but {self.method!r} takes no products; needs method='columns'"

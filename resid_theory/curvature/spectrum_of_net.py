@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_generator, check_choice, check_int
+from resid_theory._check import (
+    as_generator,
+    check_choice,
+    check_int,
+    check_positive,
+    check_within,
+)
 from resid_theory.curvature.dense import HessianPlan
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.operator import CurvatureOperator, operator_of
@@ -96,7 +102,11 @@ def spectrum(
         1.0
     """
     check_choice("method", method, ("auto", "dense", "matrix-free"))
-    check_int("k", k)
+    for name, count in (("k", k), ("probes", probes), ("steps", steps)):
+        check_int(name, count)
+    check_within("percentile", percentile, 0, 100)
+    check_positive("tolerance", tolerance)
+    check_within("missed", missed, 0, 1, "()")
     operator, limit = None, None
     if isinstance(net, CurvatureOperator):
         if loss is not None or data is not None or matrix is not None or weight_decay:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_int
+from resid_theory._check import check_callable, check_int
 from resid_theory.data import Batch, Data
 from resid_theory.data.batch import Place
 from resid_theory.data.net_arguments import call_net, naming_inputs
@@ -156,6 +156,8 @@ def check_equivalence(
     steps, scored = check_int("steps", steps, minimum=0), Loss.of(loss)
     if steps and optimizer is None:
         raise ValueError("optimizer: got None with steps > 0, needs a function of the parameters")
+    if optimizer is not None:
+        check_callable("optimizer", optimizer, "a function of the parameters that makes one")
     net_a = copied(check_net(net_a, "net_a", finite=False))
     nets = net_a, copied(check_net(net_b, "net_b", finite=False))
     shapes = [{(n, tuple(p.shape)) for n, p in _trainable(net).items()} for net in nets]

@@ -136,7 +136,7 @@ class IdDecay:
     def __init__(
         self, optimizer: torch.optim.Optimizer, net: nn.Module, *, decoupled: bool | None = None
     ) -> None:
-        masks = dict(shifted(net))
+        masks = dict(shifted(inner_net(net)))
         if not isinstance(optimizer, torch.optim.Optimizer):
             kind = type(optimizer).__name__
             raise ValueError(f"optimizer: got {kind}, needs a torch.optim.Optimizer")

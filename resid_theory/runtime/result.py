@@ -215,6 +215,8 @@ def load_result(path: str | Path) -> Result:
     """
     path = store.path_of(path, "path")
     path = path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
+    if not path.is_file():
+        raise FileNotFoundError(f"path: there is no file {path}")
     tensors, content = store.read_checkpoint(path)
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind != "result":

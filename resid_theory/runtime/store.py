@@ -53,7 +53,7 @@ def digest(data: bytes | str | Path) -> str:
 
 def path_of(value: Any, name: str) -> Path:
     """A path that a user gives, with ``~`` for the home folder."""
-    if not isinstance(value, (str, os.PathLike)):
+    if not isinstance(value, (str, os.PathLike)) or value == "":  # which Path takes for "."
         raise ValueError(f"{name}: got {value!r:.80}, needs a path, a string or a pathlib.Path")
     return Path(value).expanduser()
 
@@ -238,7 +238,7 @@ def write_checkpoint(
 
 
 def _manifest(path: str | Path) -> Path:
-    path = Path(path)
+    path = path_of(path, "path")
     if path.suffix != ".json":
         raise ValueError(f"path: got {str(path)!r}, needs a manifest whose name ends in .json")
     return path

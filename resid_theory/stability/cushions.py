@@ -333,10 +333,10 @@ class _Meter:
         missing = self.observer.missing() | idle | self.irregular
         keys = [key for key in self.observer.in_order() if key in self.rows and key[0] in known]
         if not keys:
-            reasons = "; ".join(f"{k}: {v}" for k, v in missing.items())
+            reasons = "; ".join(f"{k or 'it'}: {v}" for k, v in missing.items())
             raise ValueError(
-                f"net: {type(self.net).__name__} has no linear layer to measure; "
-                + (reasons or "none at all")
+                f"net: {type(self.net).__name__} has no linear layer to measure"
+                + (f"; {reasons}" if reasons else "")
             )
         calls = {name: sum(key[0] == name for key in keys) for name, _ in keys}
         values = torch.full((len(keys), 3, self.measured), torch.nan, dtype=torch.float64)

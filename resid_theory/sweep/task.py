@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from resid_theory._check import check_int
+from resid_theory._check import check_seed
 from resid_theory.runtime.result import Columns, Result
 from resid_theory.sweep.config import Config
 
@@ -49,7 +49,7 @@ class Task(Config):
 
     def check(self) -> None:
         """Raise a ValueError if the settings cannot be run."""
-        check_int("seed", self.seed, 0)
+        check_seed("seed", self.seed)
 
     def run(self, folder: Path, device: str) -> Outcome:
         """Run the task.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from resid_theory._check import check_int, check_within
+from resid_theory._check import check_callable, check_int, check_seed, check_within
 from resid_theory.losses import LOSSES, Loss
-from resid_theory.runtime.net_entry import check_net
+from resid_theory.runtime.net_entry import check_differentiable, check_net
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.runtime.resources import check_device
 from resid_theory.training.checkpoint import Folder
@@ -115,6 +115,14 @@ def train(
     nets = _as_nets(net, group)
     seeds = _as_seeds(seed, len(nets))
     check_within("save_seconds", save_seconds, 0, math.inf)
+    if not isinstance(callbacks, Sequence):
+        raise ValueError(f"callbacks: got {callbacks!r}, needs a list of functions (net, progress)")
+    for callback in callbacks:
+        check_callable("callbacks", callback, "functions (net, progress)")
+    if stop is not None:
+        check_callable("stop", stop, "a function of the step")
+    if correction is not None:
+        check_callable("correction", correction, "a function (optimizer, net)")
     settings = RunSettings(
         device=_as_device(device),
         folder=None if out is None else Folder(out),
@@ -247,7 +255,8 @@ def _train(
 def _as_nets(net: Nets, process_group: ProcessGroup) -> list[nn.Module]:
     # A Sequential is a module first, whatever else it looks like.
     given = [net] if isinstance(net, nn.Module) else list(net)
-    nets = [check_net(each, finite=False) for each in given if isinstance(each, nn.Module)]
+    nets = [check_differentiable(check_net(each, finite=False))
+            for each in given if isinstance(each, nn.Module)]  # fmt: skip
     if not nets or len(set(map(id, nets))) < len(given):
         kinds = ", ".join(type(each).__name__ for each in given)
         raise ValueError(
@@ -273,8 +282,8 @@ def _as_seeds(seed: int | Sequence[int], nets: int) -> tuple[int, ...]:
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != nets:
             raise ValueError(f"seed: got {len(seed)} seeds for {nets} nets, needs one for each")
-        return tuple(check_int("seed", s, 0) for s in seed)
-    return (check_int("seed", seed, 0),) * nets
+        return tuple(check_seed("seed", s) for s in seed)
+    return (check_seed("seed", seed),) * nets
 
 
 def _as_device(device: str | torch.device) -> torch.device:

@@ -34,6 +34,10 @@ class Folder:
 
     def locked(self) -> AbstractContextManager[None]:
         """Make the folder and keep other processes out of it; a ValueError if one trains there."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"out: {self.path} cannot be a folder: {error.strerror}") from error
         return store.locked(self.path / ".lock", f"out: another process trains in {self.path}")
 
     def metrics_now(self) -> dict[str, Any]:

@@ -127,6 +127,8 @@ def evaluate(
     size, scored, samples = check_int("batch", batch), Loss.of(loss), Data.of(data, like=net)
     if scored.takes_batches:
         raise ValueError("loss: got one of (net, batch), needs one of (output, target)")
+    if isinstance(top, int):
+        raise ValueError(f"top: got {top}, needs a list of whole numbers, such as [{top}]")
     wanted = None if top is None else sorted({check_int("top", k) for k in top})
     with preserved(net):
         parts = samples.chunks(size, "evaluation" if progress else None)

@@ -1,7 +1,7 @@
 """Metrics of a training: sums over the epoch, evaluations, and what callbacks return."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,7 +61,13 @@ class Measurements:
             moment = Progress(step=step, epoch=step // self._epochs.steps, net=i)
             for callback in self._settings.callbacks:
                 with preserved(net):
-                    line.update(callback(net, moment) or {})
+                    found = callback(net, moment)
+                if not isinstance(found, Mapping | None):
+                    raise ValueError(
+                        f"callbacks: got {type(found).__name__} from {callback!r}, needs a mapping "
+                        "of numbers, or None"
+                    )
+                line.update(found or {})
             line = {k: v.item() if hasattr(v, "item") else v for k, v in line.items()}
             for name, value in line.items():
                 if isinstance(value, float) and not math.isfinite(value):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from resid_theory._check import check_choice, check_int
+from resid_theory._check import check_choice, check_int, check_seed
 from resid_theory.networks import diracnet, full_net, preresnet, simplified_net
 from resid_theory.training.recipe import DIRACNETS, NOISE_STABILITY, NOISE_STABILITY_BN, Recipe
 
@@ -58,5 +58,5 @@ def net_of(kind: str, *, seed: int = 0, classes: int = 10, **options: Any) -> nn
     return chosen.builder(
         **{"depth": chosen.depth, **given},
         classes=check_int("classes", classes, 2),
-        generator=check_int("seed", seed, 0),
+        generator=check_seed("seed", seed),
     )

@@ -1,5 +1,6 @@
 """Recipes: hyperparameters of a training as data, and those of the papers."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -113,8 +114,7 @@ class Recipe(Storable):
         object.__setattr__(self, "lr", check_positive("lr", self.lr))
         object.__setattr__(self, "momentum", check_within("momentum", self.momentum, 0, 1, "[)"))
         object.__setattr__(self, "factor", check_within("factor", self.factor, 0, 1, "(]"))
-        decays = not isinstance(self.weight_decay, (int, float)) or self.weight_decay != 0
-        decay = check_positive("weight_decay", self.weight_decay) if decays else 0.0
+        decay = check_within("weight_decay", self.weight_decay, 0, math.inf, "[)")
         object.__setattr__(self, "weight_decay", decay)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: got True with momentum 0; needs momentum above 0")
