@@ -23,6 +23,7 @@ from experiments.demystifying_resnet import (
     zero_point,
 )
 from resid_theory.activations import ACTIVATIONS
+from resid_theory.theory.zero_weights import toeplitz
 
 FEW = dict(dataset="digits", samples=40)
 CLOSE = 1e-12  # eigenvalues of matrices of order one
@@ -50,6 +51,12 @@ figure_7 = functools.partial(
 figure_8 = functools.partial(
     final_losses.compute_figure_8, **FEW, depths=[6], rates=[-1, 0, 1], seeds=2, epochs=3
 )
+
+
+@pytest.fixture(autouse=True)
+def few_angles(monkeypatch):
+    """No test here looks at the bulk of many blocks, which test_toeplitz does."""
+    monkeypatch.setattr(toeplitz, "_ANGLES", 4)
 
 
 def forty():

@@ -33,6 +33,7 @@ from experiments.records import load, record_path
 from experiments.registry import CLAIMS, join
 from experiments.trainings import Training
 from resid_theory.runtime import store
+from resid_theory.theory.zero_weights import toeplitz
 
 ASKING = [claim for claim in CLAIMS.values() if claim.takes("each")]
 DESCENTS = {"samples": 60, "depths": [12], "rates": [-1, 0, 0.5], "seeds": 2, "epochs": 3}
@@ -59,6 +60,7 @@ def equal(a, b):
 def computed(monkeypatch):
     """A figure's arrays at a tiny scale."""
     monkeypatch.setattr(preactivation, "SHORTCUT_DEPTHS", (1, 2))  # 3 and 4 need nets of 40 layers
+    monkeypatch.setattr(toeplitz, "_ANGLES", 4)  # of the bulk: 256 take most of the time
 
     def compute(figure, **keywords):
         claim = CLAIMS[f"demystifying_resnet/{figure}"]
