@@ -95,6 +95,16 @@ def test_a_file_holds_architecture_and_facts(tmp_path):
     assert difference(rt.load_checkpoint(tmp_path / "other"), other) == 0
 
 
+def test_a_training_builds_a_net_once_to_check_its_record(tmp_path, monkeypatch):
+    built, build = [], saved_nets.build_net
+    monkeypatch.setattr(saved_nets, "build_net", lambda r: built.append(r) or build(r))
+    data = torch.randn(2, 3, 8, 8), torch.arange(2)
+    recipe = rt.Recipe(epochs=1, batch=2, milestones=(), augmentation="none", precision="float64")
+    rt.train(build(RECORD), data, recipe, seed=0, device="cpu", out=tmp_path, progress=False)
+    assert built == [RECORD]
+    assert store.read_checkpoint(tmp_path / "net.json")[1]["architecture"] == RECORD
+
+
 def test_a_net_that_was_changed_has_no_record():
     net = build_net(RECORD)
     assert architecture_of(net) == RECORD and architecture_of(nn.Linear(2, 2)) is None

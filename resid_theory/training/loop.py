@@ -21,7 +21,7 @@ from resid_theory.training.measurements import Measurements
 from resid_theory.training.parallel import Parallel
 from resid_theory.training.recipe import GRAPH, Recipe
 from resid_theory.training.run import Run, RunSettings
-from resid_theory.training.saved_nets import architecture_of, save_checkpoint
+from resid_theory.training.saved_nets import architecture_of, write_net
 from resid_theory.training.step import NetGroup, StepBatch, optimizer_of, set_rate
 from resid_theory.training.step_graphs import NOT_REPLAYED, StepGraphs
 
@@ -292,7 +292,7 @@ class Session:
             last = [line for line in lines if line["net"] == i and "epoch" in line][-1]
             path = self.folder.path / (f"net.{i}.json" if several else "net.json")
             about = {"recipe": self.recipe.content(), "seed": self.seeds[i], "last": last}
-            save_checkpoint(path, net, about=about)
+            write_net(path, net, self.architectures[i], about)
 
 
 @contextmanager

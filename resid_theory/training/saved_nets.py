@@ -23,6 +23,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "save_checkpoint",
+    "write_net",
 ]
 
 # The names that a file may call; other public names read, write or download.
@@ -65,7 +66,17 @@ def save_checkpoint(
         if fault:
             raise ValueError(f"architecture: {architecture} builds another net: {fault}")
     record = architecture_of(net) if architecture is None else dict(architecture)
-    content = {"kind": "net", "architecture": record, "about": dict(about or {})}
+    return write_net(path, net, record, about or {})
+
+
+def write_net(
+    path: str | Path,
+    net: nn.Module,
+    architecture: Mapping[str, Any] | None,
+    about: Mapping[str, Any],
+) -> Path:
+    """Write a net with an architecture that builds it, which was checked."""
+    content = {"kind": "net", "architecture": architecture, "about": dict(about)}
     return store.write_checkpoint(path, net.state_dict(), content)
 
 
