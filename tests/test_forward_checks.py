@@ -241,7 +241,7 @@ def test_cuts_are_seen(name):
     assert watch.seen == (name in CUTS)
 
 
-STEP = (2.0**-52) ** (1 / 3)
+STEP = 1e-8
 
 
 def sided(slope, plus, minus):

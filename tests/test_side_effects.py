@@ -341,6 +341,27 @@ class Once(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * grad
 
 
+class Detached(torch.autograd.Function):
+    """A cube whose backward hides from torch that it depends on the input."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * ctx.saved_tensors[0].detach() ** 2 * grad
+
+
+class Whole(Detached):
+    """The same with all derivatives."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+
 class Between(nn.Module):
     """A function between two linear layers."""
 
@@ -368,6 +389,72 @@ ONCE = {
         _bags, lambda z: z.sum(1, keepdim=True).expand(-1, 5), "F.embedding and a sum",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_backward_that_detaches_is_refused_where_it_is_differentiated(dtype, data):
+    net, plain = (made(lambda f=f: Between(f)).to(dtype) for f in (Detached.apply, lambda z: z**3))
+    for call in (rt.curvature_operator, rt.hessian, rt.spectrum):
+        with pytest.raises(ValueError, match=r"^net: .* derivative of Detached.apply .*; write"):
+            call(net, "cross_entropy", data)
+    found, exact = (
+        rt.curvature_operator(n, "cross_entropy", data, matrix="gauss_newton").dense()
+        for n in (net, plain)
+    )
+    torch.testing.assert_close(found, exact)
+
+
+class Masked(nn.Module):
+    """A ReLU by a mask that is detached, of which nothing depends on weights but by jumps."""
+
+    def forward(self, z):
+        return z * (z.detach() > 0)
+
+
+class Called(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, z):
+        return self.function.apply(z)
+
+
+class Rounded(torch.autograd.Function):
+    """Rounding with the gradient of the identity, as in trainings of quantized nets."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return (8 * z).round() / 8
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("last", ["linear", "rounded"])
+def test_kinks_are_no_cuts(last, dtype):
+    torch.manual_seed(2)
+    layers = [(nn.Conv2d(8 if n else 3, 8, 3, padding=1), Masked()) for n in range(3)]
+    end = nn.Linear(8, 4) if last == "linear" else nn.Sequential(nn.Linear(8, 4), Called(Rounded))
+    net = nn.Sequential(*sum(layers, ()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), end).to(dtype)
+    x, y = torch.randn(4, 3, 12, 12).to(dtype), torch.arange(4) % 3
+    notes = rt.curvature_operator(net, "cross_entropy", (x, y)).notes
+    assert ["detach or torch.no_grad cut" in note for note in notes] == [True] * (last != "linear")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_backward_with_all_derivatives_is_taken(dtype, data):
+    net = made(lambda: nn.Sequential(Between(Whole.apply), nn.ReLU(), nn.Linear(3, 3))).to(dtype)
+    wide, (x, y) = copy.deepcopy(net).double(), data
+    x = x.to(dtype).double()
+    exact = hessian_by_nested_gradients(F.cross_entropy(wide(x), y), list(wide.parameters()))
+    found = rt.curvature_operator(net, "cross_entropy", data).dense()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found, exact, rtol=0, atol=100 * eps * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss(reduction="sum")])

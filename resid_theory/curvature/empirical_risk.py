@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -28,6 +28,7 @@ from resid_theory.curvature.forward_checks import (
     check_cuts,
     check_reached,
     check_repeatable,
+    check_written_gradients,
     gains_from_channels_last,
     leaves_of,
 )
@@ -215,7 +216,7 @@ class EmpiricalRisk:
         if watch.seen:
             few = first.spread(EXAMPLES)
             with CheapDoubleBackward():  # cuDNN has no derivative of recurrent layers in eval mode
-                self.note(check_cuts(self.parameters, lambda: self.value(few)))
+                self._check_cuts(few)
         if self.found.whole:
             self.keep_whole(self.found.whole)
         if gains_from_channels_last(self.net, first.ends().inputs):
@@ -225,6 +226,17 @@ class EmpiricalRisk:
                 f"matrix: {self.matrix!r} needs gradients of single samples, and the loss reads "
                 "parameters beside the output; leave weight decay out, and pass weight_decay="
             )
+
+    def _check_cuts(self, few: Batch) -> None:
+        """Tell of what is cut from the graph, and refuse gradients that are."""
+        wide, part = self, few
+        with suppress(Exception):  # a net that cannot be copied, or has steps of one dtype only
+            wide = self.in_float64(few) if self.is_low else self
+            part = replace(few, content=few.placed, place=Place.of(wide.net))
+        remark = check_cuts(wide.parameters, lambda: wide.value(part))
+        self.note(remark)
+        if self.matrix == "hessian" and not remark and not wide.is_low:
+            check_written_gradients(wide.parameters, lambda: wide.value(part))
 
     def take_graphs(self, kind: type[MatvecGraph], *, alone: bool = False) -> None:
         """Go on with graphs of another kind, perhaps of single samples."""

@@ -21,6 +21,7 @@ __all__ = [
     "check_reached",
     "check_repeatable",
     "check_twice",
+    "check_written_gradients",
     "gains_from_channels_last",
     "leaves_of",
     "unwritten_statistics",
@@ -33,6 +34,10 @@ _REMEDIES = {
     "scaled_dot_product": "call F.scaled_dot_product_attention without choosing a kernel",
 }
 _CUTS = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+_ALL: Any = {"materialize_grads": True}
+_DIRECTIONS = 5  # along all of which a gradient changes otherwise than its derivative says
+_STEP = 1e-8
+_HERE = __name__.partition(".")[0]
 _NAMED = 3  # parameters that are named at most
 
 
@@ -129,7 +134,8 @@ def check_cuts(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> str
         float((g.double() * m.double()).sum()) for g, m in zip(gradient, moves, strict=True)
     )
     eps = torch.finfo(loss.dtype).eps
-    step, sides = eps ** (1 / 3), []
+    # The longer a step, the more kinks it meets; the shorter, the more round-off.
+    step, sides = _STEP if loss.dtype == torch.float64 else eps ** (1 / 3), []
     for side in (step, -step):
         with _displaced(parameters, [side * move for move in moves]):
             sides.append(float(value().detach()))
@@ -142,6 +148,64 @@ def check_cuts(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> str
         "the loss depends on values that detach or torch.no_grad cut from the graph; derivatives "
         "hold them fixed, as trainings do"
     )
+
+
+def check_written_gradients(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> None:
+    """Refuse functions with a backward of their own in which torch does not see all derivatives.
+
+    Gradients are compared on both sides of weights in float64, a step apart that hardly meets a
+    kink; where one is met, another direction meets none.
+
+    Args:
+        parameters: Weights, in float64.
+        value: The loss of a few samples at these weights.
+
+    Raises:
+        NoSecondDerivative: If the change of the gradient is not its derivative.
+    """
+    loss = value()
+    own = _own_functions(loss)
+    if not own or any(map(_is_once, own)):  # which `check_twice` names
+        return
+    generator, eps = torch.Generator().manual_seed(0), torch.finfo(torch.float64).eps
+    gradient = _flat(torch.autograd.grad(loss, parameters, create_graph=True, **_ALL))
+    for _ in range(_DIRECTIONS):
+        moves = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p) for p in parameters]
+        slope = gradient @ _flat(moves)
+        product = torch.zeros_like(gradient)
+        if slope.requires_grad:
+            product = _flat(torch.autograd.grad(slope, parameters, retain_graph=True, **_ALL))
+        sides = []
+        for side in (_STEP, -_STEP):
+            with _displaced(parameters, [side * move for move in moves]):
+                sides.append(_flat(torch.autograd.grad(value(), parameters, **_ALL)))
+        measured = (sides[0] - sides[1]) / (2 * _STEP)
+        noise = 64 * eps / _STEP * max(float(side.norm()) for side in sides)
+        gap, size = float((measured - product).norm()), float(measured.norm() + product.norm())
+        if not gap > noise + eps**0.25 * size:
+            return
+    raise NoSecondDerivative(
+        _calls_of(own), "write its backward by differentiable functions of ctx.saved_tensors"
+    )
+
+
+def _own_functions(*values: Tensor) -> list[type]:
+    """The classes of ``torch.autograd.Function``, not our own, by which values were computed."""
+    own = (getattr(function, "_forward_cls", None) for function in _functions(*values))
+    return [cls for cls in dict.fromkeys(own) if cls and cls.__module__.split(".")[0] != _HERE]
+
+
+def _is_once(cls: Any) -> bool:
+    """True for a function whose backward is marked ``once_differentiable``."""
+    return hasattr(getattr(cls, "backward", None), "__wrapped__")
+
+
+def _calls_of(functions: Sequence[type]) -> str:
+    return ", ".join(dict.fromkeys(f"{cls.__name__}.apply" for cls in functions))
+
+
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.reshape(-1) for part in parts])
 
 
 @contextmanager
@@ -172,11 +236,9 @@ def check_twice(given: Sequence[Tensor], differentiated: Sequence[Tensor]) -> It
     """Name functions without a second derivative, around a product of first derivatives."""
     # torch says nothing where a backward that is marked once_differentiable gives zeros.
     if any(function.name() == "torch::autograd::Error" for function in _functions(*differentiated)):
-        own = [getattr(function, "_forward_cls", None) for function in _functions(*given)]
-        once = [cls for cls in own if hasattr(getattr(cls, "backward", None), "__wrapped__")]
-        names = dict.fromkeys(f"{cls.__name__}.apply" for cls in once if cls is not None)
+        once = [cls for cls in _own_functions(*given) if _is_once(cls)]
         raise NoSecondDerivative(
-            ", ".join(names) or "a function", "write its backward without once_differentiable"
+            _calls_of(once) or "a function", "write its backward without once_differentiable"
         )
     try:
         yield
