@@ -20,8 +20,7 @@ from resid_theory.eigen.matrix_error import MatrixError
 
 
 @pytest.mark.parametrize("magnitude", [False, True])
-@pytest.mark.parametrize("share", [k / 24 for k in range(25)])
-def test_an_interval_of_a_quantile_holds_what_errors_may_move(share, magnitude):
+def test_an_interval_of_a_quantile_holds_what_errors_may_move(magnitude):
     drawn = torch.Generator().manual_seed(0)
     nodes = torch.randn(3, 60, generator=drawn).sort(1).values
     masses = torch.rand(3, 60, generator=drawn)
@@ -43,19 +42,20 @@ def test_an_interval_of_a_quantile_holds_what_errors_may_move(share, magnitude):
         ends = [[float(w[x < place + s * 1e-9].sum()) for s in (-1, 1)] for x, w in rules]
         return torch.tensor(ends).T
 
-    value = at(places, share)
-    least, most = around(value)
-    if magnitude:  # those up to it, without those below its negative
-        below = around(-value)
-        least, most = least - below[1], most - below[0]
-    spread = float(((least + most) / 2).std()) / math.sqrt(3)
-    half = SHARE * (T * spread + float((most - least).mean()) / 2)
-    low, high = at(places - reach, share - half), at(places + reach, share + half)
-    made = found.quantile(share, magnitude=magnitude)
-    assert made.value == value
-    assert made.low == pytest.approx(max(low, 0.0) if magnitude else low)
-    assert made.high == pytest.approx(high)
-    assert made.standard_error == pytest.approx((made.high - made.low) / (2 * T))
+    for share in (k / 24 for k in range(25)):
+        value = at(places, share)
+        least, most = around(value)
+        if magnitude:  # those up to it, without those below its negative
+            below = around(-value)
+            least, most = least - below[1], most - below[0]
+        spread = float(((least + most) / 2).std()) / math.sqrt(3)
+        half = SHARE * (T * spread + float((most - least).mean()) / 2)
+        low, high = at(places - reach, share - half), at(places + reach, share + half)
+        made = found.quantile(share, magnitude=magnitude)
+        assert made.value == value, share
+        assert made.low == pytest.approx(max(low, 0.0) if magnitude else low), share
+        assert made.high == pytest.approx(high), share
+        assert made.standard_error == pytest.approx((made.high - made.low) / (2 * T)), share
 
 
 def test_a_node_at_the_negative_of_a_quantile_is_among_its_magnitudes():

@@ -35,11 +35,11 @@ def near(value):
     return pytest.approx(value, rel=round_off(4), abs=0, nan_ok=True)
 
 
-@pytest.mark.parametrize("percent", [0, 0.1, 5, 10, 33.3, 50, 90, 99.9, 100])
-def test_percentiles(both, percent):
+def test_percentiles(both):
     spectrum, expanded = both
-    expected = np.percentile(np.abs(expanded), percent)
-    assert spectrum.magnitude_percentile(percent) == near(expected)
+    for percent in (0, 0.1, 5, 10, 33.3, 50, 90, 99.9, 100):
+        expected = np.percentile(np.abs(expanded), percent)
+        assert spectrum.magnitude_percentile(percent) == near(expected), percent
 
 
 def test_sizes_and_extremes(both):
