@@ -3,6 +3,7 @@
 torch is imported late: the process of pytest-xdist that hands out the tests reads this, too.
 """
 
+import atexit
 import faulthandler
 import gc
 import importlib
@@ -54,10 +55,18 @@ def pytest_configure(config):
                 "the CPU"
             )
     config.option.loadscopereorder = False  # xdist's order is by the number of tests in a file
+    if hasattr(config, "workerinput"):
+        atexit.register(_end, os.getpid())
     gc.set_threshold(20_000)  # from 700: half a million objects of imports and tests stay anyway
     # What a killed process has written is not lost, and no test cuts the power: no disk is waited
     # for, but by processes of their own.
     os.fsync = os.fstat
+
+
+def _end(worker):
+    """End a worker of pytest-xdist, but no fork of it: a million objects need not be freed."""
+    if os.getpid() == worker:
+        os._exit(0)
 
 
 def pytest_sessionfinish(session):
