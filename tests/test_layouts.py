@@ -9,6 +9,7 @@ import oracles
 import pytest
 import torch
 from all_pairs import all_pairs
+from scipy.sparse.linalg import ArpackNoConvergence
 from tolerances import EPS, HESSIAN
 from torch import nn
 from torch.nn import functional as F
@@ -440,7 +441,6 @@ def counted(kind, make, monkeypatch):
     inputs = EYE if "isotropic" in kind else EYE + mixed @ mixed.T
     data = rt.Moments(sxx=2 * inputs, syx=mixed, syy=40 * EYE, count=9)
     dense = rt.theory.zero_point(data, layout=layout).spectrum.eigenvalues
-    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
     monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     point = rt.theory.zero_point(data, layout=layout)
     assert type(point.statistics).__name__ == "Semiseparable"
@@ -477,7 +477,7 @@ def test_ends_that_lanczos_missed_are_found_by_counting(kind, wrong, monkeypatch
 
 
 def test_round_off_does_not_grow_along_streams_that_grow(monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     mix = torch.eye(2) + 0.2 * drawn(100, 2, 2, seed=1)
     layout = Layout.hyper_connections(drawn(100, 2), mix, drawn(100, 2, seed=2), branch=1)
     found = rt.theory.zero_point([part[:, :2] for part in data()], layout=layout).statistics
@@ -489,8 +489,52 @@ def test_round_off_does_not_grow_along_streams_that_grow(monkeypatch):
     assert found.counts_below(points).tolist() == [int((values < t).sum()) for t in points]
 
 
+def _scaled_point(scale, layout):
+    return rt.theory.zero_point([scale * part[:, :2] for part in data()], layout=layout)
+
+
+@pytest.mark.parametrize("power", [-400, 500])
+def test_counts_scale_with_the_data_as_far_as_floats_reach(power, monkeypatch):
+    """Squares of the Hessian's entries are out of their range."""
+    layout = Layout.scaled(100, skip=0.5, branch=1)
+    values = _scaled_point(1.0, layout).spectrum.eigenvalues
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
+    found = _scaled_point(2.0**power, layout).statistics
+    ends = (float(values[0]) * 4.0**power, float(values[-1]) * 4.0**power)
+    assert (found.smallest, found.largest) == pytest.approx(ends, rel=1e-7)
+    points = torch.tensor([-0.5, -1e-3, 1e-3, 0.5]).double() * values.abs().max()
+    counts = [int((values < t).sum()) for t in points]
+    assert found.counts_below(points * 4.0**power).tolist() == counts
+
+
+def test_a_hessian_of_zeros_has_eigenvalues_of_zero(monkeypatch):
+    layout = Layout.scaled(100, skip=0.5, branch=1)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
+    found = _scaled_point(0.0, layout).statistics
+    assert (found.smallest, found.largest, found.rank, found.size) == (0.0, 0.0, 0, 400)
+
+
+def test_eigenvalues_out_of_the_range_of_floats_are_refused_by_lanczos(monkeypatch):
+    layout = Layout.scaled(100, skip=0.5, branch=1)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
+    found = _scaled_point(2.0**-500, layout).statistics
+    with pytest.raises(ValueError, match="^layout, data: the eigenvalues are all zero or out of"):
+        _ = found.largest
+
+
+def test_what_lanczos_does_not_find_is_said(monkeypatch):
+    def fails(*given, **options):
+        raise ArpackNoConvergence("no convergence", [], [])
+
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
+    monkeypatch.setattr("scipy.sparse.linalg.eigsh", fails)
+    found = _scaled_point(1.0, Layout.averaged(9, branch=1)).statistics
+    with pytest.raises(RuntimeError, match="^layout: Lanczos did not find both ends of the 36 eig"):
+        _ = found.largest
+
+
 def test_counts_where_pivots_of_streams_are_singular(monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     layout = Layout.hyper_connections(
         drawn(12, 2), torch.eye(2) + 0.1 * drawn(12, 2, 2), drawn(12, 2, seed=1), branch=1
     )
@@ -516,8 +560,7 @@ def test_counts_where_pivots_of_streams_are_singular(monkeypatch):
 
 
 def test_ends_and_index_take_one_pass_of_counts(monkeypatch):
-    for name in ("single_layers", "counted_spectrum"):
-        monkeypatch.setattr(f"resid_theory.theory.zero_weights.{name}._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     point, passes = rt.theory.zero_point(data(), layout=Layout.averaged(9, branch=1)), []
     count = Semiseparable.counts_below
     monkeypatch.setattr(
@@ -535,8 +578,7 @@ def test_ends_and_index_take_one_pass_of_counts(monkeypatch):
 def test_ends_that_lanczos_misses_are_counted(share, monkeypatch):
     point = rt.theory.zero_point(data(), layout=Layout.scaled(4, skip=0.9, branch=1))
     ends = point.spectrum.eigenvalues[[0, -1]]
-    for name in ("single_layers", "counted_spectrum"):
-        monkeypatch.setattr(f"resid_theory.theory.zero_weights.{name}._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     found = rt.theory.zero_point(data(), layout=Layout.scaled(4, skip=0.9, branch=1)).statistics
     vars(found)["_ritz_values"] = tuple((ends * torch.tensor([1.0, share])).tolist())
     assert found.largest == pytest.approx(ends[1].item(), rel=1e-7)
@@ -584,7 +626,6 @@ def test_one_layer_blocks_behind_an_activation_are_counted(wiring, monkeypatch):
     reads, out = layout.coefficients()
     net = LayoutNet(D, reads, out, branch=1, pre="tanh", bias=True)
     assert float((dense - measured(net, *data())).abs().max()) <= HESSIAN * float(dense.abs().max())
-    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
     monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     found = rt.theory.zero_point(data(), **options).statistics
     points = torch.linspace(-1.07, 1.13, 21) * dense.abs().max()
@@ -601,7 +642,7 @@ def test_biases_reach_the_output_of_a_plain_net():
 
 
 def test_streams_out_of_the_range_of_floats_are_refused_where_layers_meet(monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     mix = torch.diag_embed(torch.full((800, 1), 10.0)).double()
     mix[400:] = 0.1
     ones = torch.ones(800, 1).double()

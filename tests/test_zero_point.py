@@ -9,7 +9,7 @@ from tolerances import EPS, HESSIAN, relative_error, round_off
 
 import resid_theory as rt
 from resid_theory.theory import Layout, zero_point
-from resid_theory.theory.zero_weights import prediction
+from resid_theory.theory.zero_weights import counted_spectrum, prediction
 from resid_theory.theory.zero_weights.zero_point_statistics import (
     check_dense,
     pair_spectrum,
@@ -338,7 +338,7 @@ def test_the_resolution_is_that_of_the_longer_side(dtype, eps):
 def test_large_nets_of_one_layer_answer_by_limits_or_counts(
     blocks, exact, method, generator, monkeypatch
 ):
-    monkeypatch.setattr(prediction, "_DENSE", 18)
+    monkeypatch.setattr(counted_spectrum, "_DENSE", 18)
     monkeypatch.setattr(prediction, "_DENSE_EXACT", 27)
     point = zero_point(samples(generator), blocks=blocks, shortcut_depth=1, exact=exact)
     found, statistics, values = point.summary(), point.statistics, point.spectrum

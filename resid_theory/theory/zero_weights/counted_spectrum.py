@@ -12,14 +12,19 @@ from torch import Tensor
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 
-__all__ = ["RESOLUTION", "CountedSpectrum", "inverted"]
+__all__ = ["RESOLUTION", "CountedSpectrum", "inverted", "is_small"]
 
 _EPS = torch.finfo(torch.float64).eps
 # Near an eigenvalue of a diagonal block or where the matrix is singular a pivot s is small while
 # its neighbours S are not, and S s⁻¹ S carries errors of eps |S|² / s: counts resolve no more than
 # s = √eps |S|.
 RESOLUTION = _EPS**0.5
-_DENSE = 3000  # rows up to which one dense solve beats counting
+_DENSE = 3000  # rows up to which one dense solve, of seconds, beats counting
+
+
+def is_small(size: int) -> bool:
+    """Whether one dense solve for so many rows is the faster way."""
+    return size <= _DENSE
 
 
 def inverted(pivots: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,7 +65,7 @@ class CountedSpectrum(SpectralStatistics):
     @cached_property
     def _small(self) -> Spectrum | None:
         """The dense spectrum where that is faster than counting."""
-        return self.spectrum if self.size <= _DENSE else None
+        return self.spectrum if is_small(self.size) else None
 
     def _search(self, reached: Callable[[Tensor], Tensor], *, signed: bool) -> float:
         """Smallest point at which a monotone condition on eigenvalues or magnitudes turns true."""

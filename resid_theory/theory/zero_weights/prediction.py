@@ -10,7 +10,7 @@ from torch import Tensor
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Columns, Result
-from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum
+from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum, is_small
 from resid_theory.theory.zero_weights.escape import escape_steps, escape_time
 from resid_theory.theory.zero_weights.semiseparable import Semiseparable
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
@@ -18,7 +18,6 @@ from resid_theory.theory.zero_weights.zero_point_statistics import check_dense, 
 
 __all__ = ["ZeroPoint"]
 
-_DENSE = 3000  # parameters whose eigenvalues take seconds; beyond, n = 1 answers by its limits
 _DENSE_EXACT = 8000  # where exact numbers are asked for, counting takes longer than this
 _ESCAPE = {"start": 0.01, "stop": 0.1}  # sizes of the weights in the summary
 _SHOWN = 12  # singular values in print
@@ -178,7 +177,7 @@ class ZeroPoint(Result):
             return "inertia counts"
         if not isinstance(self.statistics, BlockToeplitz):
             return "closed form" if self.shortcut_depth > 1 else "dense solver"
-        if self.size <= (_DENSE_EXACT if self.exact else _DENSE):
+        if self.size <= _DENSE_EXACT if self.exact else is_small(self.size):
             return "dense solver"
         if self.exact:
             return "inertia counts"

@@ -11,6 +11,7 @@ the stationary value of the quadratic form over the later weights, the pivots R 
 negative eigenvalues as there are eigenvalues below λ (Sylvester).
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,14 +83,16 @@ class Semiseparable(CountedSpectrum, Result):
         mixing = np.zeros((count, n + 1, n + 1))
         mixing[:, :n, :n], mixing[:, n, n] = self.mix.numpy(), 1.0
         writes = np.concatenate([self.write.numpy(), alpha[:, None]], axis=1)
-        own, pairing, size = self.own.numpy(), self.pairing.numpy(), self.block_size
+        own, pairing, unit = self._scaled
+        size = self.block_size
         states = size * (n + 1)  # ordered (row, stream): contractions over streams are one product
-        shift = points.numpy()[:, None, None] * np.eye(size)
+        at = points.numpy() / unit
+        shift = at[:, None, None] * np.eye(size)
         p, found = np.zeros((len(points), states, states)), np.zeros(len(points), dtype=np.int64)
         c = np.empty((size, size, n + 1))
         links = np.linalg.norm(reads, axis=1) * np.linalg.norm(self.write.numpy(), axis=1)
         sizes = alpha**2 * np.linalg.norm(own, 2) + links * np.linalg.norm(pairing, 2)
-        scales = sizes[:, None] + np.abs(points.numpy())
+        scales = sizes[:, None] + np.abs(at)
         for m in range(count - 1, -1, -1):
             t, b = mixing[m], writes[m]
             right = (p.reshape(-1, n + 1) @ t).reshape(p.shape)  # P T
@@ -109,15 +112,23 @@ class Semiseparable(CountedSpectrum, Result):
     def matvec(self, vectors: np.ndarray) -> np.ndarray:
         """Product with (K, b), by a pass in either direction."""
         mixing, writes, reads = self.mix.numpy(), self.write.numpy(), self.read.numpy()
-        alpha, own, pairing = self.alpha.numpy(), self.own.numpy(), self.pairing.numpy()
+        alpha, (own, pairing, unit) = self.alpha.numpy(), self._scaled
         state = _passed(mixing, writes[:, :, None] * vectors[:, None])
         added = (reads[:, :, None] * vectors[:, None])[::-1]
         back = _passed(mixing[::-1].swapaxes(-1, -2), added)[::-1]
-        return (
+        return unit * (
             np.outer(alpha, own @ (alpha @ vectors))
             + np.einsum("kn,knf->kf", reads, state) @ pairing.T
             + np.einsum("kn,knf->kf", writes, back) @ pairing
         )
+
+    @cached_property
+    def _scaled(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Q and K of order one, as squares of theirs may not be floats, and what they are over."""
+        own, pairing = self.own.numpy(), self.pairing.numpy()
+        top = max(np.abs(own).max(), np.abs(pairing).max())
+        unit = math.ldexp(0.5, math.frexp(top)[1]) if top else 1.0  # a power of two: exact
+        return own / unit, pairing / unit, unit
 
     @property
     def radius(self) -> float:
@@ -127,16 +138,30 @@ class Semiseparable(CountedSpectrum, Result):
     @cached_property
     def _ritz_values(self) -> tuple[float, float]:
         """Both ends of the spectrum by Lanczos, whose values are inside the ends."""
-        from scipy.sparse.linalg import LinearOperator, eigsh
+        from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
         size, shape = self.size, (-1, self.block_size)
+        start = np.random.default_rng(0).standard_normal(size)
+        with np.errstate(over="ignore", invalid="ignore"):
+            seen = self.matvec(start.reshape(shape))
+        if not (seen.any() and np.isfinite(seen).all()):
+            raise ValueError(
+                "layout, data: the eigenvalues are all zero or out of the range of floats; needs "
+                "gains and moments nearer to one"
+            )
         product = LinearOperator(
             (size, size), matvec=lambda v: self.matvec(v.reshape(shape)).reshape(-1), dtype=float
         )
-        values = eigsh(
-            product, k=2, which="BE", ncv=min(_BASIS, size), tol=1e-10,
-            v0=np.random.default_rng(0).standard_normal(size), return_eigenvectors=False,
-        )  # fmt: skip
+        try:
+            values = eigsh(
+                product, k=2, which="BE", ncv=min(_BASIS, size), tol=1e-10, v0=start,
+                return_eigenvectors=False,
+            )  # fmt: skip
+        except ArpackError as error:
+            raise RuntimeError(
+                f"layout: Lanczos did not find both ends of the {size} eigenvalues ({error}); "
+                "take fewer blocks, whose spectrum a dense solver gives"
+            ) from error
         return float(values.min()), float(values.max())
 
     @cached_property

@@ -8,6 +8,7 @@ from torch import Tensor
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.theory.zero_weights.architecture import Architecture
+from resid_theory.theory.zero_weights.counted_spectrum import is_small
 from resid_theory.theory.zero_weights.relu_limits import is_direction, own_derivatives
 from resid_theory.theory.zero_weights.semiseparable import Semiseparable, dense_spectrum
 from resid_theory.theory.zero_weights.streams import exponential
@@ -15,8 +16,6 @@ from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 from resid_theory.theory.zero_weights.zero_point_statistics import LossAtZero, check_dense
 
 __all__ = ["one_layer_spectrum"]
-
-_DENSE = 3000  # parameters whose eigenvalues take seconds
 
 
 def one_layer_spectrum(
@@ -128,7 +127,10 @@ def _of_numbers(
     assert layout.reads is not None and layout.writes is not None
     p, q = exponential(layout.reads), exponential(layout.writes)
     p = torch.ones_like(p) if net.is_featured else p
-    if layout.streams is not None and layout.blocks * len(own) > _DENSE and bool(alpha.any()):
+    size = len(alpha) * len(own)
+    if not bool(own.any() or pairing.any()):
+        return Spectrum.of([0.0], [size])
+    if layout.streams is not None and not is_small(size) and bool(alpha.any()):
         if not bool(p.isfinite().all() and q.isfinite().all()):
             raise ValueError(
                 "layout: what blocks read of the input or what the output reads of blocks is out "

@@ -118,7 +118,9 @@ class LossAtZero:
         if net.output_map is not None:
             gram, back = net.output_map.mT @ net.output_map, net.output_map.mT @ back
         forth = gram @ net.direct(sxx).mT
-        correlation = flushed(forth - back, (forth.norm() + back.norm()).item())
+        top = torch.stack([forth, back]).abs().max().clamp_min(1e-300)  # squares may overflow
+        scale = top * ((forth / top).norm() + (back / top).norm())
+        correlation = flushed(forth - back, scale.item())
         bound = math.inf
         if net.input_map is None and net.output_map is None and moments.is_whitened:
             # The joint second moment of (x, y) is positive semidefinite, so
