@@ -220,6 +220,9 @@ def test_conversions_keep_modes_and_frozen_weights():
     plain = rt.to_plain(net)
     assert not plain.training and not plain.conv1.training
     assert not plain.conv2.weight.requires_grad and plain.conv1.weight.requires_grad
+    for explicit in (False, True):
+        new = rt.to_residual(plain, explicit=explicit)
+        assert not any(module.training for module in new.modules())
 
 
 def test_a_converted_net_can_be_pickled(tmp_path):

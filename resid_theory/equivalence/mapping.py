@@ -318,7 +318,7 @@ def _residual(
         weight = held if keeps else held - identity + (0 if own is None else own)
     new = converter.rebuilt(plain, name, weight, bias_of(plain))
     if explicit:
-        return AddIdentity(new, rule)
+        return in_modes_of(layer, AddIdentity(new, rule))
     v = new.get_parameter("weight")
     value = v.clone()
     with_identity(new, "residual", rule=rule)

@@ -271,4 +271,6 @@ def with_identity(
     if inside is not None:
         # Not checked: that would compute the weight, which each of these leaves as it was.
         parametrize.register_parametrization(layer, "weight", inside, unsafe=True)
+        made: Any = layer.get_submodule("parametrizations")  # which torch makes in train mode
+        made.training = made.weight.training = layer.training
     return mark(layer, rule)
