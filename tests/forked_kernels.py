@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 from functools import partial
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
 
 
 def blank(picture, *given, **size):
@@ -20,7 +22,7 @@ def blank(picture, *given, **size):
 
 
 def serve(path):
-    """Fork a kernel for each that asks."""
+    """Fork a kernel for each that asks, until the process of the tests ends."""
     import ipykernel.kernelapp
     import matplotlib_inline.backend_inline  # noqa: F401
 
@@ -30,20 +32,25 @@ def serve(path):
     experiments.picture = partial(blank, experiments.picture)
     gc.freeze()  # a kernel that collects would look through all that was imported, and copy it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever has ended is forgotten
+    pytest = parent_process()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{path}~")
         server.listen()
         os.rename(f"{path}~", path)  # who sees it can connect
-        client, _ = server.accept()
-        while os.fork():
-            client.close()
+        while pytest.sentinel not in wait([server, pytest.sentinel]):
             client, _ = server.accept()
+            if not os.fork():
+                break
+            client.close()
+        else:
+            return
     given = json.loads(client.makefile().readline())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.chdir(given["folder"])
     os.environ.clear()
     os.environ.update(given["environment"])
-    ipykernel.kernelapp.launch_new_instance(argv=given["words"])
+    # It ends with the process that it was forked from, which ends with that of the tests.
+    ipykernel.kernelapp.launch_new_instance(argv=given["words"], parent_handle=os.getppid())
 
 
 def ask(path, *words):
