@@ -342,3 +342,12 @@ def test_no_name_occurs_twice(library):
         node.name for nodes in library.values() for node in nodes if isinstance(node, ast.ClassDef)
     )
     assert not [name for name, count in (files + classes).items() if count > 1]
+
+
+def test_files_of_the_authors_load_no_compiler(tmp_path):
+    """Arithmetic on the device meta and ``to_empty`` make torch import it, for seconds."""
+    code = (
+        "import resid_theory as rt\nnet, path = rt.diracnet(10).eval(), {!r}\n"
+        "rt.save_dirac_file(path, net)\nrt.load_dirac_file(path)"
+    ).format(str(tmp_path / "model.pt7"))
+    assert loaded(code, "torch._dynamo", "sympy") == "[]"

@@ -87,7 +87,10 @@ def load_dirac_file(path: str | Path) -> nn.Sequential:
             raise ValueError(fault)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    net.to_empty(device="cpu").to(stem.dtype)
+    # Not to_empty, for which torch imports SymPy.
+    net._apply(
+        lambda t: torch.empty(t.shape, dtype=stem.dtype if t.is_floating_point() else t.dtype)
+    )
     for buffer in net.buffers():  # those that the file has not: counts of batches, identities
         buffer.zero_()
     for layer in net.children():

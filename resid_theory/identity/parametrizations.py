@@ -184,6 +184,8 @@ class DiracWeight(ResidualWeight):
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The V that has this effective weight for the current a; b becomes the norms of V."""
+        if weight.is_meta:  # has no values, and arithmetic there makes torch import its compiler
+            return weight
         original = weight - _rows(self.a, weight) * self.identity
         if self.b is not None:
             self.b.copy_(original.flatten(1).norm(dim=1))
