@@ -188,7 +188,7 @@ def test_a_scaled_schedule_keeps_its_shares(epochs, milestones, warmup):
         ({"milestones": (3, 2)}, "needs ascending epochs"),
         ({"milestones": 3}, "milestones: got 3, needs ascending epochs"),
         ({"momentum": "much"}, "momentum: got 'much', needs a number"),
-        ({"weight_decay": "small"}, "weight_decay: got 'small', needs a finite number"),
+        ({"weight_decay": "small"}, "weight_decay: got 'small', needs a number in"),
         ({"factor": 2}, r"factor: got 2, needs a number in \(0, 1\]"),
         ({"precision": "float16"}, "did you mean 'float"),
         ({"augmentation": "flip"}, "did you mean 'crop_flip'"),
