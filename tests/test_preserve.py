@@ -78,6 +78,32 @@ def test_products_are_those_of_gradients_under_inference_mode(engine):
     assert along.losses.item() == pytest.approx(inside.loss)
 
 
+@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
+def test_an_autocast_around_a_call_does_not_reach_the_net(engine):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).float()
+    x = torch.randn(5, 8).float()
+    data = x, torch.arange(5) % 3
+
+    def measured():
+        operator = rt.curvature_operator(net, "cross_entropy", data, engine=engine)
+        return [
+            operator @ torch.ones(operator.shape[1]),
+            operator.gradient,
+            rt.layer_cushions(net, x).values,
+            rt.interlayer_cushions(net, x, start=0).values,
+            rt.stability.weight_noise(net, x, draws=2).measured,
+            torch.tensor(rt.evaluate(net, data).loss),
+        ]
+
+    exact, before = measured(), rt.curvature_operator(net, "cross_entropy", data, engine=engine)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, product = measured(), before @ torch.ones(before.shape[1])
+        assert net(x).dtype == torch.bfloat16
+    torch.testing.assert_close(found, exact, rtol=0, atol=0)
+    torch.testing.assert_close(product, exact[0], rtol=0, atol=0)
+
+
 def test_nets_made_under_inference_mode_are_refused():
     x = torch.ones(2, 3, 8, 8)
     with torch.inference_mode():

@@ -19,7 +19,8 @@ def deterministic(*, tf32: bool = False, fastest: bool = False) -> Iterator[None
     """Compute inside with kernels that repeat, and in the precision that the tensors have.
 
     By default cuDNN rounds the factors of float32 convolutions to the 10 bits of TF32, which no
-    error bound accounts for.
+    error bound accounts for; neither does one for an autocast around the call. One inside the net
+    is the net's own.
 
     Args:
         tf32: Whether products and convolutions of float32 may use it.
@@ -31,11 +32,16 @@ def deterministic(*, tf32: bool = False, fastest: bool = False) -> Iterator[None
     """
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
+    casts = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     cudnn.deterministic, cudnn.benchmark = True, fastest
     try:
+        for kind in casts:
+            torch.set_autocast_enabled(kind, False)
         with _precision(tf32):
             yield
     finally:
+        for kind in casts:
+            torch.set_autocast_enabled(kind, True)
         cudnn.deterministic, cudnn.benchmark = before
 
 
