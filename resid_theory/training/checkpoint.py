@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ class Folder:
             raise ValueError(f"out: {path} is a file, needs a folder")
         self.checkpoint, self.metrics = self.path / "checkpoint.json", self.path / "metrics.jsonl"
 
-    def locked(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def locked(self) -> Iterator[None]:
         """Make the folder and keep other processes out of it; a ValueError if one trains there."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"out: {self.path} cannot be a folder: {error.strerror}") from error
-        return store.locked(self.path / ".lock", f"out: another process trains in {self.path}")
+        with store.locked(self.path / ".lock", f"out: another process trains in {self.path}"):
+            yield
 
     def metrics_now(self) -> dict[str, Any]:
         """Length and sha256 of the metrics so far, for a checkpoint that is written later."""

@@ -23,7 +23,7 @@ _DENSE = 3000  # rows up to which one dense solve, of seconds, beats counting
 
 
 def is_small(size: int) -> bool:
-    """Whether one dense solve for so many rows is the faster way."""
+    """True where one dense solve for so many rows is the faster way."""
     return size <= _DENSE
 
 
