@@ -1,5 +1,6 @@
 """A measurement leaves no trace: whatever happens inside, the model comes out as it went in."""
 
+import copy
 import operator
 
 import interrupted
@@ -83,7 +84,7 @@ def test_an_autocast_around_a_call_does_not_reach_the_net(engine):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).float()
     x = torch.randn(5, 8).float()
-    data = x, torch.arange(5) % 3
+    data, wide = (x, torch.arange(5) % 3), copy.deepcopy(net).double()
 
     def measured():
         operator = rt.curvature_operator(net, "cross_entropy", data, engine=engine)
@@ -94,6 +95,8 @@ def test_an_autocast_around_a_call_does_not_reach_the_net(engine):
             rt.interlayer_cushions(net, x, start=0).values,
             rt.stability.weight_noise(net, x, draws=2).measured,
             torch.tensor(rt.evaluate(net, data).loss),
+            torch.tensor(rt.check_equivalence(net, net[:], x).outputs),
+            torch.tensor(rt.check_equivalence(net, wide, x).outputs),
         ]
 
     exact, before = measured(), rt.curvature_operator(net, "cross_entropy", data, engine=engine)
@@ -102,6 +105,30 @@ def test_an_autocast_around_a_call_does_not_reach_the_net(engine):
         assert net(x).dtype == torch.bfloat16
     torch.testing.assert_close(found, exact, rtol=0, atol=0)
     torch.testing.assert_close(product, exact[0], rtol=0, atol=0)
+
+
+MODES = {
+    "hessian": lambda net, data: rt.hessian(net, "cross_entropy", data),
+    "spectrum": lambda net, data: rt.spectrum(
+        net, "cross_entropy", data, method="matrix-free").pairs.values,
+    "K-FAC": lambda net, data: rt.curvature.kfac(net, "cross_entropy", data).dense(),
+    "mini-batches": lambda net, data: torch.tensor([
+        found.value for found in rt.curvature.batch_spectra(
+            net, "cross_entropy", data, batch=3).largest]),
+    "bound": lambda net, data: rt.stability.compression_bound(net, data, margin=0.1).terms,
+    "interlayer": lambda net, data: rt.interlayer_cushions(net, data, start=0).values,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", MODES)
+def test_measurements_of_float32_are_the_same_under_inference_mode(call):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).float()
+    data = torch.randn(5, 8).float(), torch.arange(5) % 3
+    exact = MODES[call](net, data)
+    with torch.inference_mode():
+        found = MODES[call](net, data)
+    torch.testing.assert_close(found, exact, rtol=0, atol=0)
 
 
 def test_nets_made_under_inference_mode_are_refused():

@@ -233,8 +233,7 @@ class EmpiricalRisk:
         with suppress(Exception):  # a net that cannot be copied, or has steps of one dtype only
             wide = self.in_float64(few) if self.is_low else self
             part = replace(few, content=few.placed, place=Place.of(wide.net))
-        remark = check_cuts(wide.parameters, lambda: wide.value(part))
-        self.note(remark)
+        self.note(remark := check_cuts(wide.parameters, lambda: wide.value(part)))
         if self.matrix == "hessian" and not remark and not wide.is_low:
             check_written_gradients(wide.parameters, lambda: wide.value(part))
 
@@ -299,6 +298,7 @@ class EmpiricalRisk:
                 f"data x: the net does not take samples of shape {', '.join(shapes)}: {error}"
             ) from error
 
+    @torch.inference_mode(False)  # of whose tensors nothing can be differentiated
     def in_float64(self, batch: Batch) -> "EmpiricalRisk":
         """The same weights in float64, in a copy of the net that is tried on a few samples."""
         wide = copy.copy(self)

@@ -92,6 +92,7 @@ class BatchSpectra(Result):
         }
 
 
+@torch.inference_mode(False)
 def batch_spectra(
     net: nn.Module,
     loss: LossLike,

@@ -26,7 +26,7 @@ from resid_theory.losses import Loss, LossLike
 from resid_theory.nested import leaves_of, map_tensors, tensors_of
 from resid_theory.runtime.net_entry import as_written, check_net
 from resid_theory.runtime.net_state import copied
-from resid_theory.runtime.preserve import seed_devices
+from resid_theory.runtime.preserve import deterministic, seed_devices
 from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Gap", "OptimizerFactory", "check_equivalence"]
@@ -105,6 +105,7 @@ class Gap(Result):
 
 @torch.inference_mode(False)
 @torch.enable_grad()
+@deterministic()
 def check_equivalence(
     net_a: nn.Module,
     net_b: nn.Module,

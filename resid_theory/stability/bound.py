@@ -88,6 +88,7 @@ class CompressionBound(Result):
         return float(scale**2 * self.terms.sum())
 
 
+@torch.inference_mode(False)
 def compression_bound(
     net: nn.Module,
     data: Any,
