@@ -130,6 +130,16 @@ def test_a_single_probe_shows_no_errors_of_its_curve():
     assert found.cumulative([1.5, 3.0]).values.tolist() == [0.25, 1.0]
 
 
+def test_between_two_nodes_the_share_is_off_by_the_weight_of_either():
+    """And by a quarter of the lesser one, which is spread between them; 0 where all is seen."""
+    found = whole([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.2, 0.3, 0.5]], nodes=[0.0, 1.0, 3.0])
+    found = replace(found, complete=torch.tensor([False, False, True]), known=torch.ones(2),
+                    known_residuals=torch.zeros(2))  # fmt: skip
+    areas = [(0.5 + 0.3 / 4) * 1 + (0.3 + 0.2 / 4) * 2, (0.3 + 0.1 / 4) * 1 + (0.6 + 0.3 / 4) * 2]
+    share = 2 / 4  # of four eigenvalues two are known
+    assert found.quadrature_error == pytest.approx(share * sum(areas) / 3, rel=1e-14)
+
+
 def test_a_single_level_has_no_error():
     found = whole([[1.0]] * 2, nodes=[2.0], known=[2.0])
     assert found.sampling_error == found.wasserstein_error == 0.0

@@ -238,6 +238,28 @@ def test_outputs_of_nll_loss_are_logarithms_of_probabilities():
         assert_same(found, z.exp() * move)
 
 
+@pytest.mark.parametrize("draws", [2, 3])
+@pytest.mark.parametrize("make", [rt.curvature_operator, rt.curvature.kfac])
+def test_as_many_targets_are_drawn_as_are_asked_for(make, draws):
+    drawn = []
+
+    class Counted(rt.losses.Gaussian):
+        def drawn(self, ranks):
+            drawn.append(ranks)
+            return super().drawn(ranks)
+
+    net, data = nn.Linear(3, 6).double(), (noise(1, 3), noise(1, 6, seed=1))
+    loss, counts = rt.Loss(nn.MSELoss(), likelihood=Counted), []
+    for number in (1, draws):  # of each pass of the data one for every draw
+        drawn.clear()
+        A = make(net, loss, data, matrix="fisher_mc", draws=number, generator=0)
+        counts.append(len(drawn))
+    assert counts[1] == draws * counts[0] > 0
+    if make is rt.curvature.kfac:  # slopes of six outputs are independent
+        sizes = torch.linalg.svdvals(A.dense())
+        assert int((sizes > 1e-9 * sizes[0]).sum()) == draws  # far above round-off
+
+
 def test_drawn_targets_need_the_order_of_the_first_pass():
     data = TensorDataset(SEQUENCES, LABELS)
     order = torch.Generator().manual_seed(0)

@@ -439,6 +439,18 @@ def test_certificate_is_right_as_often_as_it_says(case):
             assert wrong / trials <= bar, (steps, accepted)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_the_coefficient_of_a_near_ritz_value_is_free(width, generator):
+    """Of any vector that is an eigenvector but for one Ritz vector's part in it."""
+    run = grown(rotated(torch.randn(40, generator=generator), generator), width, 6, 1).certificate()
+    first, last = run.values[-1].item(), run.values[-2].item()
+    place, near = (first + last) / 2, len(run.values) - 1
+    _, start, _ = run._parts
+    free = run.ellipsoid(place, near=near)[:, near - len(run.values)]
+    torch.testing.assert_close(free, start[:, near], rtol=1e-12, atol=0)
+    assert run.missed_at(place, near=near) > run.missed_at(place)
+
+
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_the_probability_falls_outwards(width):
     run = grown(torch.diag(torch.linspace(-1, 1, 500)), width, 7, 0).certificate()

@@ -364,3 +364,10 @@ def test_estimates_of_spectra_are_tested_over_nets(gap, norm, found):
     assert outcomes(curvature._judge_spectra, arrays)[-2:] == found
     one = {name: a for name, a in arrays.items() if name.startswith("0.")}
     assert outcomes(curvature._judge_spectra, one) == [HOLDS, UNDECIDED, UNDECIDED]
+
+
+def test_the_first_order_of_a_trivial_flow_is_n_m_sigma_squared():
+    case = gaussian.TrivialFlow(channels=5, layers=3, deviation=0.1, open_share=0.5)
+    table = gaussian._flow_table(case, 2, torch.Generator().manual_seed(0))
+    found = dict(zip(gaussian.COLUMNS, table.T, strict=True))["first_order"]
+    assert found.tolist() == pytest.approx([0, 0.05, 0.1, 0.15], rel=1e-14)

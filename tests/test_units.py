@@ -236,6 +236,17 @@ def test_a_planted_set_is_found_among_units_that_are_nearly_parallel(apart, seed
     assert found.low <= found.high < block.tolerance
 
 
+@pytest.mark.parametrize("seed", [2, 6, 15, 20])
+def test_a_planted_set_is_found_among_more_units_than_entries(seed):
+    torch.manual_seed(seed)  # of those at which only the best of the box leads to it
+    up, down = torch.randn(14, 2), torch.randn(2, 14)
+    chosen = torch.arange(14) % 3 != 1
+    block = made("leaky", up, torch.randn(14), down, -1.3 * (down * chosen) @ up)
+    found = nearest_set(block)
+    assert torch.equal(found.chosen, chosen) and found.decided
+    assert found.high == pytest.approx(float(over_all_sets(block)), abs=block.tolerance)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_units_against_one_another(seed):
     torch.manual_seed(seed)
