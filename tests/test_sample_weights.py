@@ -150,9 +150,20 @@ def test_weights_of_a_loss_of_net_and_batch_are_its_own():
         rt.hessian(perceptron(), loss, data)
 
 
-def test_weights_given_later_count():
-    (batch,) = rt.Data.of(rt.Data.of((X, LABELS)), sample_weight=COPIES)
+@pytest.mark.parametrize("given", [(X, LABELS), IMAGES], ids=["pair", "images"])
+def test_weights_given_later_count(given):
+    (batch,) = rt.Data.of(rt.Data.of(given), sample_weight=COPIES)
     assert batch.sample_weight.tolist() == COPIES.tolist()
+
+
+def test_weights_of_images_count():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
+    x = (IMAGES.pixels.double() / 255 - 0.5) / 0.3
+    each = nn.functional.cross_entropy(net(x), LABELS, reduction="none").detach()
+    found = rt.evaluate(net, rt.Data.of(IMAGES, sample_weight=COPIES), batch=2)
+    exact = float((COPIES * each).sum() / COPIES.sum())
+    assert found.loss == pytest.approx(exact, rel=1e-6)  # pixels are normalized in float32
 
 
 @pytest.mark.parametrize(("data", "weight", "message"), [
