@@ -464,3 +464,11 @@ def test_hooks_of_a_converted_layer_stay():
     layer.register_forward_hook(lambda module, given, made: seen.append(type(module)))
     rt.to_plain(nn.Sequential(layer))(torch.ones(1, 2))
     assert seen == [nn.Linear]
+
+
+def test_a_reason_of_a_layer_speaks_of_it_alone():
+    layers = [nn.Linear(3, 3) for _ in range(3)]
+    nn.utils.parametrizations.weight_norm(layers[1])
+    with pytest.warns(NothingConverted):
+        left = rt.conversion(rt.to_residual(nn.Sequential(*layers))).left
+    assert left["1"].startswith("the weight of layer '1' is made by _WeightNorm; needs")

@@ -242,7 +242,8 @@ def to_residual(
         except ValueError as error:
             if chosen:
                 raise
-            converter.left[name] = str(error).removeprefix(f"net: layer {name!r} ")
+            words = str(error).removeprefix("net: ")
+            converter.left[name] = words.removeprefix(f"layer {name!r} ")
             continue
         if made is old:
             converter.left[name] = "is residual already"
