@@ -23,7 +23,7 @@ from resid_theory.data import Batch
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.products import probe_vectors
 from resid_theory.losses import NoWeighting
-from resid_theory.runtime.net_entry import without_backward_hooks
+from resid_theory.runtime.net_entry import without_hooks
 from resid_theory.runtime.preserve import deterministic
 from resid_theory.runtime.resources import available_bytes, is_out_of_memory, readable_bytes
 
@@ -253,7 +253,8 @@ class BatchSum:
     def add_products(self, total: Tensor, **block: Any) -> None:
         """Add a product to zeros (b, size of the rows); the block as of `MatvecGraph.product`."""
         self.check_unchanged()
-        with deterministic(), without_backward_hooks(self.risk.net), tqdm(
+        hooks = (p._backward_hooks for p in self.risk.parameters)  # those of modules are not kept
+        with deterministic(), without_hooks(hooks), tqdm(
             total=self.samples, disable=not self._progress, desc="Product", unit="sample",
             leave=False,
         ) as bar:  # fmt: skip

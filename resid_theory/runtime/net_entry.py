@@ -1,7 +1,7 @@
 """The way in for nets: wrappers are looked through, what nothing here can measure is refused."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeGuard
 
@@ -22,7 +22,7 @@ __all__ = [
     "is_sequential",
     "layered_net",
     "set_eval",
-    "without_backward_hooks",
+    "without_hooks",
 ]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
@@ -180,7 +180,7 @@ def as_written(net: nn.Module) -> Iterator[None]:
         stack.enter_context(_without_checkpoints())
         if "torch._dynamo" in sys.modules:  # a second of import, and only then something compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(without_backward_hooks(net))
+        stack.enter_context(without_hooks(_gradient_hooks(net)))
         for module in net.modules():
             inner = _wrapped(module)
             if inner is not None and "forward" not in vars(module):
@@ -189,21 +189,25 @@ def as_written(net: nn.Module) -> Iterator[None]:
         yield
 
 
+def _gradient_hooks(net: nn.Module) -> Iterator[Any]:
+    """Tables of the hooks that see gradients: of all modules, of each, and of parameters."""
+    every: Any = torch.nn.modules.module
+    yield from (every._global_backward_hooks, every._global_backward_pre_hooks)
+    for module in net.modules():
+        yield from (module._backward_hooks, module._backward_pre_hooks)
+    yield from (p._backward_hooks for p in net.parameters())
+
+
 @contextmanager
-def without_backward_hooks(net: nn.Module) -> Iterator[None]:
-    """Switch off the hooks of modules and parameters that see gradients, and may change them.
+def without_hooks(tables: Iterable[Any]) -> Iterator[None]:
+    """Switch off the hooks in some tables.
 
     Args:
-        net: Any module.
+        tables: Tables of hooks, as modules and tensors have them; None for no hooks.
 
     Yields:
         Nothing.
     """
-    every: Any = torch.nn.modules.module
-    tables: list[Any] = [every._global_backward_hooks, every._global_backward_pre_hooks]
-    for module in net.modules():
-        tables += [module._backward_hooks, module._backward_pre_hooks]
-    tables += [p._backward_hooks for p in net.parameters()]
     held = [(table, dict(table)) for table in tables if table]
     try:
         for table, _ in held:
