@@ -21,9 +21,11 @@ from resid_theory.curvature.hidden_units import (
 
 
 def use_of(name, shape, *, start=0, bias=""):
-    """A use of a matrix (out, in) that lies in a parameter from an entry on."""
+    """A use of a matrix (out, in), and of a bias, that lie in parameters from an entry on."""
     entries = start + torch.arange(shape[0] * shape[1]).view(shape).T
-    return SimpleNamespace(name=name, entries=entries, bias=bias)
+    return SimpleNamespace(
+        name=name, entries=entries, bias=bias, bias_entries=1 + torch.arange(shape[0])[None]
+    )
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -49,15 +51,17 @@ def test_the_form_is_a_sum_over_units_and_slots(alike):
     moves = {
         "up": noise(4, 3, seed=5), "side": noise(2, 2, seed=6), "both": noise(12, seed=7),
         "out": noise(3, 4, seed=8), "c": noise(sizes[0], seed=9), "d": noise(sizes[1], seed=10),
+        "up.bias": noise(6, seed=11),
     }  # fmt: skip
     bare = PredictedLoss(uses, units, 2.5, (), None)
-    assert bare.biases == {"up.bias"} and bare.total == 2.5 and bare.uses is uses
-    down = moves["both"][2:10].view(2, 4)
+    assert bare.total == 2.5 and bare.uses is uses
+    down, up = moves["both"][2:10].view(2, 4), (moves["up"], moves["up.bias"][1:5, None])
+    up = torch.cat(up, dim=1)
     terms = [
-        down[:, 0] @ first.blocks[0][:, :3] @ moves["up"][3],
-        down[:, 2] @ first.blocks[0][:, :3] @ moves["up"][1],
-        moves["out"][:, 1] @ first.blocks[1][:, :3] @ moves["up"][3],
-        moves["out"][:, 3] @ first.blocks[1][:, :3] @ moves["up"][1],
+        down[:, 0] @ first.blocks[0] @ up[3],
+        down[:, 2] @ first.blocks[0] @ up[1],
+        moves["out"][:, 1] @ first.blocks[1] @ up[3],
+        moves["out"][:, 3] @ first.blocks[1] @ up[1],
         moves["out"][:, 2] @ second.blocks[0] @ moves["side"][0],
     ]
     right = torch.stack(terms).sum() / 2.5
@@ -66,7 +70,7 @@ def test_the_form_is_a_sum_over_units_and_slots(alike):
     right = right + moved @ shift @ moved / 2
     assert relative_error(PredictedLoss(uses, units, 2.5, names, shift)(moves), right) <= HESSIAN
     none = PredictedLoss(uses, SimpleNamespace(groups=[]), 1.0, (), None)
-    assert none(moves) == 0 and none(moves).requires_grad and none.biases == set()
+    assert none(moves) == 0 and none(moves).requires_grad
 
 
 def test_inputs_have_a_column_for_a_bias():
@@ -181,10 +185,10 @@ def test_responses_of_sides_are_averaged():
 
 
 class Form:
-    """Half a quadratic form of some parameters, whose prediction leaves biases out."""
+    """Half a quadratic form of some parameters."""
 
-    def __init__(self, matrices, total, biases=()):
-        self.matrices, self.total, self.biases = matrices, total, set(biases)
+    def __init__(self, matrices, total):
+        self.matrices, self.total = matrices, total
 
     def __call__(self, moves):
         return sum(
@@ -192,11 +196,8 @@ class Form:
         )
 
 
-def graph_of(own, matrices, weight, coupled=0.0):
-    loss = Form(matrices, None)(own)
-    if coupled:
-        loss = loss + coupled * own["w"] @ own["b"]
-    return SimpleNamespace(loss=loss, weight=weight)
+def graph_of(own, matrices, weight):
+    return SimpleNamespace(loss=Form(matrices, None)(own), weight=weight)
 
 
 def symmetric(size, seed):
@@ -238,13 +239,13 @@ def test_products_are_compared_over_batches_and_sides():
 
 @pytest.mark.parametrize(("part", "fits"), [(0.99, True), (1.01, False)])
 def test_the_bound_is_relative_to_the_largest_product(part, fits):
-    # The bias does not move, and ten times the vector of the weight arrives at it.
-    own = {"w": nn.Parameter(noise(3)), "b": nn.Parameter(noise(3, seed=1))}
-    eye = torch.eye(3)
-    predicted = Form({"w": (1 + part * 10 * 1e-3) * eye, "b": 5 * eye}, 1.0, ["b"])
+    own = {"w": nn.Parameter(noise(3)), "v": nn.Parameter(noise(3, seed=1))}
+    draws, eye = torch.Generator().manual_seed(3), torch.eye(3)
+    w, v = (float(torch.randn(3, generator=draws).norm()) for _ in own)
+    predicted = Form({"w": (1 + part * 1e-3 * 10 * v / w) * eye, "v": 10 * eye}, 1.0)
 
     def batches():
-        yield [graph_of(own, {"w": eye, "b": 7 * eye}, 1.0, coupled=10.0)]
+        yield [graph_of(own, {"w": eye, "v": 10 * eye}, 1.0)]
 
     if fits:
         compare_product(batches, own, predicted, bound=1e-3)
