@@ -1064,6 +1064,15 @@ class Beside(Residual):
         return x + self.branch(x) + other
 
 
+@pytest.mark.parametrize("product", [torch.matmul, torch.mm, torch.linalg.matmul])
+def test_a_shortcut_folds_into_any_product(product):
+    torch.manual_seed(0)
+    weight, x = torch.randn(3, 3), torch.randn(5, 3)
+    net = Residual(Apply(lambda t: product(t, weight)))
+    assert rt.shortcuts(net, x).answers == ("folds",)
+    torch.testing.assert_close(rt.absorb(net, x)(x), x + x @ weight)
+
+
 def test_a_shortcut_folds_beside_another_input():
     net, xs = Beside(nn.Linear(3, 3)), (torch.randn(5, 3), torch.randn(5, 3))
     found, new = rt.shortcuts(net), rt.absorb(net)

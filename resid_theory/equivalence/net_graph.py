@@ -49,7 +49,7 @@ _BOUNDED = {"tanh", "sigmoid", "hardtanh", "relu6", "hardsigmoid", "softsign", "
 _POLES = {"log", "log2", "log10", "log1p", "logit", "atanh", "arctanh", "erfinv", "tan",
           "reciprocal", "rsqrt", "div", "truediv"}  # fmt: skip
 _ALIASES = {"multiply": "mul", "divide": "div", "true_divide": "div", "linalg_vector_norm": "norm",
-            "linalg_norm": "norm"}  # fmt: skip
+            "linalg_norm": "norm", "linalg_matmul": "matmul"}  # fmt: skip
 _KEPT = {"unsqueeze", "expand", *_CASTS}
 _POWERS = {"rsqrt": -0.5, "sqrt": 0.5, "square": 2} | dict.fromkeys(
     ("norm", "mean", "sum", "add", *_KEPT), 1
