@@ -123,6 +123,8 @@ def test_a_device_elsewhere_is_taken_by_its_name():
 
 
 def test_a_device_is_to_be_here_unless_it_need_not():
+    with pytest.raises(ValueError, match="^device: got 'meta', which torch cannot use: "):
+        resources.check_device("device", "meta")
     with pytest.raises(ValueError, match="^device: got 'cuda:99', which torch cannot use: "):
         resources.check_device("device", "cuda:99")
 
@@ -131,7 +133,7 @@ def test_of_a_device_that_fails_the_first_line_is_told(monkeypatch):
     def failing(*_, **__):
         raise RuntimeError("no driver\nCompile with more words")
 
-    monkeypatch.setattr(torch, "empty", failing)
+    monkeypatch.setattr(torch, "zeros", failing)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     says = "^d: got 'cpu', .* use: no driver; this machine has 'cpu' and 3 CUDA devices$"
     with pytest.raises(ValueError, match=says):

@@ -40,7 +40,7 @@ def check_device(argument: str, name: str | torch.device, *, here: bool = True) 
     try:
         device = torch.device(name)
         if here:
-            torch.empty(0, device=device)
+            torch.zeros(1, device=device).item()  # on "meta" there are no values
         return device
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
