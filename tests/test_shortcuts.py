@@ -176,8 +176,8 @@ def test_gates_of_convolutions(side, answer):
         assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
-@pytest.mark.parametrize("function", [torch.relu, torch.abs])
-def test_a_gate_lets_no_line_pass_that_is_one_for_positive_numbers_only(function):
+@pytest.mark.parametrize("function", [torch.relu, torch.abs, lambda t: t.clamp(-7, 7)])
+def test_a_gate_lets_no_line_pass_that_is_one_for_some_numbers_only(function):
     gate = Gate(nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 4), Apply(function)))
     assert rt.shortcuts(Residual(gate, nn.Linear(4, 3))).answers == ("open",)
 
@@ -526,6 +526,12 @@ def test_arguments_that_are_not_in_the_sample_keep_their_defaults(kind, scale):
     assert rt.shortcuts(net, sample).answers == ("wider",) and isinstance(new, fx.GraphModule)
     for xs in (sample, [torch.cat([each, each]) if each.dim() else each for each in sample]):
         assert relative_error(new(*xs), net(*xs)) < SAME
+
+
+def test_an_argument_with_a_default_keeps_its_name():
+    torch.manual_seed(0)
+    net, x = Scaled(Residual(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 3))), torch.randn(5, 3)
+    assert relative_error(rt.absorb(net)(x, scale=None), net(x)) < SAME
 
 
 class Exported(Scaled):

@@ -165,11 +165,13 @@ def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
     if len(ends) != 2 or any(graph.affine_entry(end, source) is not source for end in ends):
         return None
     for gate, up in (ends, ends[::-1]):
-        t = torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64)
+        # Of all sizes, as a clamp is a line near 0.
+        t = torch.logspace(-3, 12, 31, dtype=torch.float64, device="cpu")
+        t = torch.cat([t, -t])
         at = float(any(_shifts(graph, node) for node in graph.between(source, gate)))
         values = graph.run(product, {gate: torch.full_like(t, at), up: t})
-        factor = values[0]
-        if factor and torch.allclose(values, factor * t):
+        factor = values[0] / t[0]
+        if factor and torch.allclose(values, factor * t, atol=0):
             break
     else:
         return None
