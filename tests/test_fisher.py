@@ -141,6 +141,13 @@ def test_the_fisher_matrix_is_the_sum_over_all_targets(name):
         assert relative_error(measured(name, "gauss_newton").dense(), exact) <= HESSIAN
 
 
+@pytest.mark.parametrize("matrix", ["fisher", "fisher_mc"])
+def test_one_class_leaves_nothing_to_learn(matrix):
+    data = POINTS, torch.zeros(M, dtype=torch.long)
+    A = rt.curvature_operator(net(outputs=1), "cross_entropy", data, matrix=matrix)
+    assert not A.dense().any()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_mean_of_monte_carlo_fisher_matrices_is_the_fisher_matrix(name):
     exact = brute_force(name)

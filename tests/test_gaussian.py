@@ -60,7 +60,8 @@ def test_what_does_not_exceed_is_exceeded(r):
 
 def test_ends_of_the_exceedance():
     assert exceedance([0.0, 1.0, math.inf]).tolist() == [0.0, 0.5, 1.0]
-    assert exceedance([0.5, 2.0], correlation=1.0).tolist() == [0.0, 1.0]
+    for r in (-1.0, 1.0):  # equal numbers do not exceed each other
+        assert exceedance([0.5, 1.0, 2.0], correlation=r).tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -812,12 +812,12 @@ def test_ratios_are_those_of_samples_as_parts_of_their_own(loss, generator):
 
 def test_counts_are_samples_or_labels(generator):
     labels = torch.tensor([[0, -100], [1, 2], [-100] * 2, [0, 0], [1, 1], [2, -100]])
-    z, target = torch.randn(6, 2, CLASSES, generator=generator), (labels, labels.double())
+    z, target = torch.randn(6, 2, CLASSES, generator=generator), (labels, labels.double().abs())
     for one, units in ((labels[5:], [[1.0] * 5, [1.0, 2.0, 0.0, 2.0, 2.0]]),
                        (labels[1:2], [[1.0] * 5, [0.5, 1.0, 0.0, 1.0, 1.0]]),
                        (labels[2:3], [[1.0] * 5])):  # fmt: skip
         part = Part(lambda o, t: o[0].sum(), [z[:5]], [leaf[:5] for leaf in target])
-        sample = Sample([z[5:]], [one, one.double()], 1.0, torch.ones(6))
+        sample = Sample([z[5:]], [one, one.double().abs()], 1.0, torch.ones(6))
         assert [count.tolist() for count in part.counts(sample)] == units
 
 

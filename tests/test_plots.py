@@ -697,6 +697,18 @@ def test_panels_are_as_large_as_asked_for_and_a_png_has_few_bytes():
         plots.figure(1, 0)
 
 
+def test_a_png_keeps_the_colours_of_thin_lines_beside_many_others():
+    colours = matplotlib.colormaps["hsv"](np.linspace(0, 1, 10, False))
+    drawing = plots.figure(1, 2)
+    lines, image = drawing.axes
+    for height, colour in enumerate(colours):
+        lines.plot([0, 1], [height, height], color=colour, linewidth=0.5)
+    image.imshow(np.random.default_rng(0).random((60, 60)))
+    drawn = np.asarray(Image.open(io.BytesIO(plots.png(drawing))).convert("RGB"))
+    apart = np.abs(drawn[..., None, :] / 255 - colours[:, :3]).max(-1).min((0, 1))
+    assert apart.max() <= 1 / 255
+
+
 def test_svg_tells_only_the_drawing():
     def drawn():
         figure = plots.figure()
