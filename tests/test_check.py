@@ -268,10 +268,10 @@ SLIPS = {
         lambda: rt.hessian(LINEAR, "cross_entropy", PAIR, memory_limit="1 GB"),
         "^memory_limit: got '1 GB', needs a number in",
     ),
-    "negative bytes": (
-        lambda: rt.curvature_operator(LINEAR, "cross_entropy", PAIR, memory_limit=-1),
-        "^memory_limit: got -1, needs a number in",
-    ),
+    **{f"negative bytes {name}": (
+        lambda call=call: call(LINEAR, "cross_entropy", PAIR, memory_limit=-0.5),
+        r"^memory_limit: got -0.5, needs a number in \[0, inf\)",
+    ) for name, call in (("of products", rt.curvature_operator), ("of a matrix", rt.hessian))},
     "negative decay": (
         lambda: rt.hessian(LINEAR, "cross_entropy", PAIR, weight_decay=-1),
         r"^weight_decay: got -1, needs a number in \[0, inf\)",

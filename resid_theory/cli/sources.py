@@ -67,7 +67,7 @@ def checkpoint_net(checkpoint: str) -> "nn.Module":
     import resid_theory as rt
 
     path = {checkpoint: f"--checkpoint: {checkpoint}"}  # how errors about a file begin
-    with renamed(name="--checkpoint", path="--checkpoint", **path):
+    with renamed(name="--checkpoint", **path):
         if Path(checkpoint).suffix in AUTHORS:
             return rt.load_dirac_file(checkpoint)
         return rt.load_checkpoint(checkpoint)
