@@ -176,7 +176,9 @@ def test_gates_of_convolutions(side, answer):
         assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
-@pytest.mark.parametrize("function", [torch.relu, torch.abs, lambda t: t.clamp(-7, 7)])
+@pytest.mark.parametrize(
+    "function", [torch.relu, torch.abs, lambda t: t.clamp(-7, 7), lambda t: F.hardshrink(t, 5e-8)]
+)
 def test_a_gate_lets_no_line_pass_that_is_one_for_some_numbers_only(function):
     gate = Gate(nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 4), Apply(function)))
     assert rt.shortcuts(Residual(gate, nn.Linear(4, 3))).answers == ("open",)

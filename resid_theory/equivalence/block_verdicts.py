@@ -165,8 +165,8 @@ def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
     if len(ends) != 2 or any(graph.affine_entry(end, source) is not source for end in ends):
         return None
     for gate, up in (ends, ends[::-1]):
-        # Of all sizes, as a clamp is a line near 0.
-        t = torch.logspace(-3, 12, 31, dtype=torch.float64, device="cpu")
+        # Of all sizes, as a clamp is a line near 0, a threshold far from it.
+        t = torch.logspace(-12, 12, 49, dtype=torch.float64, device="cpu")
         t = torch.cat([t, -t])
         at = float(any(_shifts(graph, node) for node in graph.between(source, gate)))
         values = graph.run(product, {gate: torch.full_like(t, at), up: t})

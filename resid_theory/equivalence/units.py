@@ -34,14 +34,15 @@ class UnitKind:
     @classmethod
     @torch.no_grad()
     def of(cls, function: Callable[[Tensor], Tensor]) -> "UnitKind":
-        """Measure a function in float64, at numbers of magnitudes 1e-3 … 1e12."""
-        t = torch.logspace(-3, 12, _GRID, dtype=torch.float64, device="cpu")
+        """Measure a function in float64, at numbers of magnitudes 1e-12 … 1e12."""
+        t = torch.logspace(-12, 12, _GRID, dtype=torch.float64, device="cpu")
         right, left = function(t.clone()), function(-t)
-        odd, tiny = (right - left) / t, 1e-9
-        kappa = float(odd[-1])
+        odd, tiny = right - left, 1e-9
+        kappa = float(odd[-1] / t[-1])
+        rounding = 8 * torch.finfo(t.dtype).eps * (right.abs() + left.abs())
         scaled = function(3 * torch.cat([t, -t])) - 3 * torch.cat([right, left])
         slopes = function(t.new_tensor([-1e-8, 0.0, 1e-8]))
-        holds = bool(((odd - kappa).abs() <= tiny).all()) and abs(kappa) > tiny
+        holds = bool(((odd - kappa * t).abs() <= tiny * t + rounding).all()) and abs(kappa) > tiny
         return cls(
             function=function,
             kappa=kappa if holds else None,
