@@ -313,3 +313,10 @@ def test_options_of_a_verb_are_those_that_it_takes():
     assert names == ["out", "executor", "workers", "shard", "retries", "device", "gpus", "dry_run",
                      "as_json"]  # fmt: skip
     assert cli.main(["sweep", "--help"]) == 0
+
+
+def test_options_of_measurements_are_not_those_of_the_verb():
+    spectra = [option.name for option in net_commands.curvature_options()]
+    assert "missed" in spectra and not {"progress", "density", "loss"}.intersection(spectra)
+    cushions = [option.name for option in net_commands.cushion_options()]
+    assert "kappa" in cushions and "progress" not in cushions

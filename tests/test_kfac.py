@@ -100,8 +100,9 @@ def test_the_blocks_of_linear_nets_are_exact(name):
 
 @pytest.mark.parametrize("matrix", ["fisher", "empirical_fisher"])
 @pytest.mark.parametrize(
-    "loss", ["cross_entropy", nn.BCEWithLogitsLoss()], ids=["labels", "yes-no"]
-)
+    "loss", ["cross_entropy", nn.BCEWithLogitsLoss(), nn.MSELoss()],
+    ids=["labels", "yes-no", "numbers"],
+)  # fmt: skip
 def test_the_blocks_of_one_sample_are_exact(matrix, loss):
     residual = with_identity(nn.Linear(4, 4), "residual")  # its bias comes before its weight
     net = seeded(nn.Linear(3, 4), nn.Tanh(), residual, nn.Tanh(), nn.Linear(4, 3))
