@@ -175,11 +175,11 @@ def test_names_are_those_of_the_net_inside(wrapper, tmp_path):
     assert list(rt.to_plain(residual).state_dict()) == ["0.weight", "0.bias"]
 
 
-def test_a_net_is_copied_only_onto_another_device():
+def test_a_net_is_copied_only_onto_another_device(cuda):
     net = mlp()
     assert layered_net(net) is layered_net(nn.DataParallel(net), "cpu") is net
-    copy = layered_net(net, "meta")
-    assert [next(each.parameters()).device.type for each in (net, copy)] == ["cpu", "meta"]
+    copy = layered_net(net, cuda)
+    assert [next(each.parameters()).device.type for each in (net, copy)] == ["cpu", "cuda"]
 
 
 def test_dominant_flows_of_a_wrapped_net():
