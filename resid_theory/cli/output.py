@@ -143,10 +143,9 @@ class Files:
         if plot is not None and plot.suffix != ".png":
             raise ValueError(f"--plot: got {str(plot)!r}, needs a name ending in .png")
         if out is not None:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"--out: {out} cannot be a folder: {error.strerror}") from error
+            from resid_theory.runtime import store
+
+            store.make_folder("--out", out)
         if plot is not None:
             check_new("--plot", plot, overwrite=overwrite)
         for path in (*files._numbers(), *files._figures()):

@@ -294,9 +294,8 @@ def compare_product(
     """Multiply a random vector by the Hessian in some parameters and by the predicted one."""
     draws = torch.Generator().manual_seed(3)
     vector = {
-        name: torch.randn(p.shape, generator=draws, dtype=torch.float64)
-        for name, p in own.items()
-    }  # fmt: skip
+        name: torch.randn(p.shape, generator=draws, dtype=torch.float64) for name, p in own.items()
+    }
     found = {name: torch.zeros_like(v) for name, v in vector.items()}
     for sides in batches():
         for side in sides:

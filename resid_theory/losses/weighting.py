@@ -223,8 +223,9 @@ class KnownWeighting(Weighting):
         """The samples' weights."""
         if self._loss.weights is None:
             return torch.ones(samples, dtype=torch.float64)
-        found: Tensor = self._loss.weights(target)  # of a sum, too: it refuses targets without any
-        return torch.ones_like(found.double().cpu()) if self.sums else found.detach().double().cpu()
+        # Of a sum, too: it refuses targets without any.
+        found: Tensor = self._loss.weights(target).detach().double().cpu()
+        return torch.ones_like(found) if self.sums else found
 
 
 def weighting_of(loss: Loss, output: Tensor, target: Tensor) -> Weighting:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "digest",
     "locked",
+    "make_folder",
     "path_of",
     "read_arrays",
     "read_bytes",
@@ -116,6 +117,14 @@ def _as_json(path: str | Path, content: Any) -> bytes:
             "finite numbers, booleans or None; arrays go to write_arrays"
         ) from error
     return (text + "\n").encode()
+
+
+def make_folder(argument: str, path: Path) -> None:
+    """Make a folder and those above it; a ValueError that names the argument if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{argument}: {path} cannot be a folder: {error.strerror}") from error
 
 
 @contextmanager

@@ -35,10 +35,7 @@ class Folder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder and keep other processes out of it; a ValueError if one trains there."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"out: {self.path} cannot be a folder: {error.strerror}") from error
+        store.make_folder("out", self.path)
         with store.locked(self.path / ".lock", f"out: another process trains in {self.path}"):
             yield
 
