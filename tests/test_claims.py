@@ -17,8 +17,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch.overrides import TorchFunctionMode
 
-from experiments import __main__ as command
-from experiments import provenance, registry, report
+from experiments import __main__ as command, provenance, registry, report
 from experiments.claim import SCALES, Claim
 from experiments.criteria import Criterion, above
 from experiments.external_data import Need

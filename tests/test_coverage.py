@@ -2,8 +2,7 @@
 
 import pytest
 
-from experiments import CLAIMS, coverage
-from experiments import __main__ as command
+from experiments import CLAIMS, __main__ as command, coverage
 from experiments.records import RECORDS
 
 CONTENTS = coverage.papers(CLAIMS)

@@ -14,8 +14,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import resid_theory as rt
 from resid_theory.data import Data
 from resid_theory.losses import LOSSES
-from resid_theory.stability import MODES, STATISTICS, feature_gradients, subactivation_paths
-from resid_theory.stability import flows as room
+from resid_theory.stability import (
+    MODES,
+    STATISTICS,
+    feature_gradients,
+    flows as room,
+    subactivation_paths,
+)
 from resid_theory.stability.flow_statistics import Sums
 
 FLOW = 1e-14

@@ -18,9 +18,9 @@ from resid_theory.losses import (
     SampleAxes,
     Weighting,
     reweighted,
+    weighting as weighting_module,
     weighting_of,
 )
-from resid_theory.losses import weighting as weighting_module
 from resid_theory.losses.formulas import class_axis, names_class
 from resid_theory.losses.part import Part, Sample
 from resid_theory.nested import tensors_of

@@ -16,10 +16,10 @@ from experiments.noise_stability import (
     flow_speed,
     flows,
     gaussian,
+    nets as trained_nets,
     training,
+    weights as weight_claims,
 )
-from experiments.noise_stability import nets as trained_nets
-from experiments.noise_stability import weights as weight_claims
 from experiments.shipped import shipped_training
 
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import __main__ as command
-from experiments import registry
+from experiments import __main__ as command, registry
 from experiments.archives import merge, pack
 from experiments.claim import Claim
 from experiments.criteria import Criterion

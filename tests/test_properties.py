@@ -6,8 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tolerances import EPS, assert_same, round_off
 from torch import nn
 from torch.nn import functional as F

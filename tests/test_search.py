@@ -10,8 +10,7 @@ import torch
 from test_lanczos import grown, rotated
 
 import resid_theory as rt
-from resid_theory.eigen import krylov as krylov_module
-from resid_theory.eigen import lanczos
+from resid_theory.eigen import krylov as krylov_module, lanczos
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.convergence import SearchState
 from resid_theory.eigen.krylov import Krylov, Locked

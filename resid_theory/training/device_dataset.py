@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.data import Batch, Data, Images
-from resid_theory.data.sample_look import EXAMPLES, check_numbers
-from resid_theory.data.sample_look import examples as few_and_more
+from resid_theory.data.sample_look import EXAMPLES, check_numbers, examples as few_and_more
 from resid_theory.losses import (
     KnownWeighting,
     Loss,

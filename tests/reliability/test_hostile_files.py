@@ -17,8 +17,7 @@ from torch import nn
 from trials import Payload, assert_refused
 
 import resid_theory as rt
-from resid_theory.data import cifar
-from resid_theory.data import mnist as mnist_files
+from resid_theory.data import cifar, mnist as mnist_files
 from resid_theory.runtime import store
 from resid_theory.sweep import setup as setups
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_int, check_positive
-from resid_theory.activations import Activation, derivatives
-from resid_theory.activations import activation as named_activation
+from resid_theory.activations import Activation, activation as named_activation, derivatives
 from resid_theory.runtime.result import Result
 
 __all__ = ["Isometry", "effective_variance", "isometry", "isometry_edges"]
