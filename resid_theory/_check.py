@@ -10,20 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "as_generator",
-    "as_tensor",
-    "check_callable",
-    "check_choice",
-    "check_finite",
-    "check_int",
-    "check_names",
-    "check_positive",
-    "check_seed",
-    "check_within",
-    "first_difference",
-]
-
 
 def check_choice(argument: str, given: str, choices: Sequence[str]) -> str:
     """Return a name that is one of the choices; the message names the nearest one."""

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from resid_theory._check import check_choice
 
-__all__ = ["ACTIVATIONS", "Activation", "AtZero", "activation", "at_zero", "derivatives"]
-
 Activation = Callable[[Tensor], Tensor]
 
 

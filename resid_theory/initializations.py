@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["INITIALIZATIONS", "Initialization", "draw_initial", "initializations_for", "undrawn"]
-
 Shape = Sequence[int]
 _Layer = TypeVar("_Layer", bound=nn.Module)
 

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["leaves_of", "map_tensors", "moved", "rows_of", "tensors_of"]
-
 _STEPS = 2e-6  # relative change that is let through: 16 float32 steps, inside a float64 net as well
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resid_theory import sweep
-from resid_theory.sweep import ray_executor, registry
+from resid_theory.sweep import Outcome, Task, ray_executor, registry
 from resid_theory.sweep.results import Results
 from resid_theory.sweep.worker import Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial(registry.Task):
+class Trial(Task):
     """A task that sleeps, fails or kills its process, and notes each time it starts."""
 
     folder: str = ""
@@ -33,11 +33,11 @@ class Trial(registry.Task):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fails:
             raise ArithmeticError(f"seed {self.seed}\ndoes not converge")
-        return registry.Outcome(numbers={"kills": self.kills}, arrays={})
+        return Outcome(numbers={"kills": self.kills}, arrays={})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outage(registry.Task):
+class Outage(Task):
     """A task that brings its node down, unless it is the head, where it waits for the outage."""
 
     folder: str = ""
@@ -53,7 +53,7 @@ class Outage(registry.Task):
         while not down.exists():
             assert time.monotonic() < latest, "no cell ran on the second node"
             time.sleep(0.05)
-        return registry.Outcome(numbers={}, arrays={})
+        return Outcome(numbers={}, arrays={})
 
 
 def _start(cluster, head, node):

@@ -32,7 +32,7 @@ import resid_theory as rt
 from resid_theory import cli, sweep
 from resid_theory.data import one_hot, whiten
 from resid_theory.runtime import store
-from resid_theory.sweep import config, driver, image_tasks, processes, ray_executor, registry
+from resid_theory.sweep import Task, config, driver, image_tasks, processes, ray_executor, registry
 from resid_theory.sweep.image_tasks import CurvatureTask, CushionsTask, TrainingTask
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.setup import Setup
@@ -290,7 +290,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch, capsys):
 
 def test_a_task_without_a_run_and_data_that_are_not_there(tmp_path):
     with pytest.raises(NotImplementedError):
-        registry.Task().run(tmp_path, "cpu")
+        Task().run(tmp_path, "cpu")
     with pytest.raises(ValueError, match="^data: there is no file nowhere.npz; needs one with arr"):
         Setup(data="nowhere.npz").load(progress=False)
 

@@ -14,7 +14,16 @@ import torch
 import resid_theory as rt
 from resid_theory import sweep
 from resid_theory.runtime import store
-from resid_theory.sweep import config, driver, hessian_task, image_tasks, processes, registry
+from resid_theory.sweep import (
+    Outcome,
+    Task,
+    config,
+    driver,
+    hessian_task,
+    image_tasks,
+    processes,
+    registry,
+)
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.setup import Setup, own_data
 from resid_theory.sweep.worker import Options, Report, attempt, lost
@@ -23,7 +32,7 @@ OPTIONS = Options(workers=2, retries=1, device="cpu", gpus=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(registry.Task):
+class Measured(Task):
     """A task whose outcome is given by its settings."""
 
     share: float = 0.5
@@ -33,7 +42,7 @@ class Measured(registry.Task):
         if self.words:
             raise ArithmeticError(self.words)
         numbers = {"seed": -1, "ratio": math.inf, "none": None, "name": device, "count": 3}
-        return registry.Outcome(numbers=numbers, arrays={"values": torch.arange(3.0)})
+        return Outcome(numbers=numbers, arrays={"values": torch.arange(3.0)})
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,6 @@ from resid_theory.cli import (
 from resid_theory.cli.output import spell_out
 from resid_theory.runtime.allocator import keep_freed_memory
 
-__all__ = ["main"]
-
 
 class _Program(TyperGroup):
     """The verbs, each completed when it is called."""

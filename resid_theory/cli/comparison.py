@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from resid_theory.sweep.setup import Setup
     from resid_theory.theory import ZeroPoint
 
-__all__ = ["PredictionCheck", "measure", "numbers"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictionCheck:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from resid_theory import Regression, Spectrum
 
-__all__ = ["demo"]
-
 
 def demo(
     out: Annotated[

@@ -18,8 +18,6 @@ from resid_theory.cli.output import (
 )
 from resid_theory.cli.sources import AUTHORS, Data, Device, Size, checkpoint_net, images
 
-__all__ = ["checkpoints", "evaluate", "fold"]
-
 Checkpoint = Annotated[
     str,
     typer.Option(

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from resid_theory.eigen import SpectrumReport
     from resid_theory.stability.sample_statistics import Summaries
 
-__all__ = ["curvature", "curvature_options", "cushion_options", "cushions"]
-
 Model = Annotated[
     str | None,
     typer.Option(

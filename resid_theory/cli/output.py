@@ -17,11 +17,6 @@ import typer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Files", "Json", "Out", "Overwrite", "bar", "check_new", "emit", "number", "print_json", "say",
-    "shows_progress", "spell_out", "strict", "whole_numbers",
-]  # fmt: skip
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
 Overwrite = Annotated[

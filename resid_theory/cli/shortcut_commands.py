@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from resid_theory.sweep.setup import Setup
     from resid_theory.theory import ZeroPoint
 
-__all__ = ["WORDS", "setup_options", "spectrum", "threads_for", "zero_point", "zero_point_options"]
-
 WORDS = {
     "max_magnitude": "largest |λ|",
     "largest": "largest λ",

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 
     from resid_theory import Images
 
-__all__ = [
-    "AUTHORS", "Data", "Device", "Size", "checkpoint_net", "images", "model_net", "renamed",
-    "run_once", "search_here",
-]  # fmt: skip
-
 Data = Annotated[
     str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder per class.")
 ]

@@ -9,8 +9,6 @@ import typer
 from resid_theory.cli.output import Json, emit, shows_progress
 from resid_theory.cli.sources import search_here
 
-__all__ = ["sweep"]
-
 
 def sweep(
     grid: Annotated[Path, typer.Argument(help="TOML file: task and settings; a list is an axis.")],

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from resid_theory import Images
     from resid_theory.training import Run
 
-__all__ = ["train", "train_options"]
-
 _RUNS = Path("resid_theory_runs")
 
 

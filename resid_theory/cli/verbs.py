@@ -11,8 +11,6 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-__all__ = ["Borrowed", "command_of", "option_names", "options_of", "register", "with_defaults"]
-
 Borrowed = Callable[[], Iterable[inspect.Parameter]]
 """Imports what it needs and returns further options of a verb."""
 

@@ -27,8 +27,6 @@ from resid_theory.runtime.net_entry import without_hooks
 from resid_theory.runtime.preserve import deterministic
 from resid_theory.runtime.resources import available_bytes, is_out_of_memory, readable_bytes
 
-__all__ = ["ENGINES", "BatchSum"]
-
 ENGINES = ("auto", "retained", "rebuilt")
 _PROBE = 4  # samples that memory is measured on, and symmetry
 _AGAIN = 32  # samples of which derivatives are refused that are not symmetric on fewer

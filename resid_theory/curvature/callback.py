@@ -19,8 +19,6 @@ from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.net_state import copied
 from resid_theory.runtime.preserve import preserved
 
-__all__ = ["curvature_callback"]
-
 
 class TrainingMoment(Protocol):
     """The moment of a measurement; ``train`` passes its own."""

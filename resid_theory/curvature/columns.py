@@ -14,8 +14,6 @@ from resid_theory.eigen.operator_log import RecordedOperator
 from resid_theory.eigen.products import probe_vectors, unit_vectors
 from resid_theory.runtime.store import path_of
 
-__all__ = ["PANEL", "columns_of", "lower_columns"]
-
 PANEL = 256  # columns computed together, and rows symmetrized together
 
 

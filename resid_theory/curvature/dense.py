@@ -33,8 +33,6 @@ from resid_theory.runtime.resources import available_bytes, clock, matmul_rate, 
 from resid_theory.runtime.result import Result
 from resid_theory.theory.linear.hessian_assembly import linear_hessian
 
-__all__ = ["METHODS", "HessianCost", "HessianPlan", "hessian", "hessian_cost", "hessian_spectrum"]
-
 METHODS = ("auto", "closed_form", "layer_pairs", "columns")
 # Bytes per second of writing new memory, for estimates only.
 _BANDWIDTH = {"cpu": 2e9, "cuda": 5e11}

@@ -19,8 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CheapDoubleBackward"]
-
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _Plan = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups

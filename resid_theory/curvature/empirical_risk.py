@@ -48,8 +48,6 @@ from resid_theory.runtime.net_state import NetState, copied
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import is_out_of_memory
 
-__all__ = ["EmpiricalRisk"]
-
 
 class EmpiricalRisk:
     """Net, loss and data, and the curvature matrix with respect to some of the parameters.

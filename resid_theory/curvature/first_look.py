@@ -27,15 +27,6 @@ from resid_theory.losses import (
 from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.resources import is_out_of_memory
 
-__all__ = [
-    "Findings",
-    "check_output",
-    "check_target",
-    "first_look",
-    "input_kinds",
-    "loss_value",
-]
-
 
 @dataclass(kw_only=True, eq=False)
 class Findings:

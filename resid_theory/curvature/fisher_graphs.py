@@ -16,15 +16,6 @@ from resid_theory.curvature.matvec_graphs import (
 )
 from resid_theory.losses import Loss, check_scalar
 
-__all__ = [
-    "MATRICES",
-    "EmpiricalFisherGraph",
-    "EmpiricalFisherOfOneGraph",
-    "FisherGraph",
-    "MonteCarloFisherGraph",
-    "SampledGraph",
-]
-
 
 class SampledGraph(GaussNewtonGraph):
     """J^T C J with a C of each sample, a sum of outer products."""

@@ -14,19 +14,6 @@ from torch.overrides import TorchFunctionMode
 from resid_theory.nested import moved, tensors_of
 from resid_theory.runtime.net_state import NetState
 
-__all__ = [
-    "NoSecondDerivative",
-    "WatchCuts",
-    "check_cuts",
-    "check_reached",
-    "check_repeatable",
-    "check_twice",
-    "check_written_gradients",
-    "gains_from_channels_last",
-    "leaves_of",
-    "unwritten_statistics",
-]
-
 _REPEATS = 30  # runs of what draws random numbers; dropped paths show in few of them
 _REMEDIES = {
     "embedding_bag": "take F.embedding and a sum or mean over each bag",

@@ -11,10 +11,6 @@ from torch import Tensor
 from resid_theory.curvature.loss_graph import WeightUse
 from resid_theory.curvature.zero_pass import ZeroPass
 
-__all__ = [
-    "ROUND_OFF", "SIDES", "HiddenUnits", "PredictedLoss", "UnitGroup", "compare_product", "pushed",
-]  # fmt: skip
-
 ROUND_OFF = 1e-8  # relative difference of products that are equal but for round-off
 SIDES = 1e-3  # that of means over both sides of a kink, and what these leave of a response of zero
 _PROBES = 4

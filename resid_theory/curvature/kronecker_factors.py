@@ -22,8 +22,6 @@ from resid_theory.data import Batch
 from resid_theory.eigen.products import probe_vectors
 from resid_theory.losses import LossLike
 
-__all__ = ["kfac"]
-
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SHARING = ("expand", "reduce")
 _EQUAL = 1e-8  # relative difference of gradients that are equal but for round-off

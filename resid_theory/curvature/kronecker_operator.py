@@ -15,8 +15,6 @@ from resid_theory.eigen.linear_operator import LinearOperator, WrappedOperator
 from resid_theory.eigen.solve import Solution
 from resid_theory.eigen.spectrum import Spectrum
 
-__all__ = ["KroneckerBlock", "KroneckerOperator"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KroneckerBlock:

@@ -13,8 +13,6 @@ from resid_theory.curvature.operator import CurvatureOperator
 from resid_theory.curvature.varied_net import VariedNet
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["LossAlong", "filter_directions", "loss_along"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LossAlong(Result):

@@ -29,8 +29,6 @@ from resid_theory.data import Batch
 from resid_theory.eigen.products import probe_vectors
 from resid_theory.runtime.resources import is_out_of_memory
 
-__all__ = ["NotPaired", "layer_sizes", "pairs_hessian", "samples_together"]
-
 _WORKSPACE = 1 << 29  # bytes of responses held at a time
 _EQUAL = 1e-8  # relative difference of products that are equal but for round-off
 

@@ -11,8 +11,6 @@ from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.linear_operator import LinearOperator
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["LayerTable", "layer_table"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerTable(Result):

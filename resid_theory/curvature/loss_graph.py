@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["LossGraph", "WeightUse"]
-
 _PRODUCTS = {
     "AddmmBackward0": ("_saved_mat1", "_saved_mat2", 1),
     "BaddbmmBackward0": ("_saved_batch1", "_saved_batch2", 1),

@@ -17,8 +17,6 @@ from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.losses import Loss, SampleAxes, check_scalar
 from resid_theory.nested import map_tensors, tensors_of
 
-__all__ = ["GaussNewtonGraph", "HessianGraph", "Index", "LossItself", "MatvecGraph", "record_graph"]
-
 Index = Sequence[int]
 _NEAR = 20  # powers of two beyond which vectors are scaled
 

@@ -16,8 +16,6 @@ from resid_theory.losses import Loss, LossLike
 from resid_theory.runtime.net_entry import inner_net
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["BatchSpectra", "batch_spectra"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchSpectra(Result):

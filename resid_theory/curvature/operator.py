@@ -23,8 +23,6 @@ from resid_theory.runtime.net_entry import inner_net
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.runtime.resources import readable_bytes
 
-__all__ = ["CurvatureBlock", "CurvatureOperator", "curvature_operator", "operator_of"]
-
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 

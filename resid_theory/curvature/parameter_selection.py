@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["select_parameters", "tied_names", "trainable_by_name"]
-
 
 def trainable_by_name(net: nn.Module) -> dict[str, Tensor]:
     """The trainable parameters by name, at least one, in the order of ``parameters_to_vector``."""

@@ -12,8 +12,6 @@ from resid_theory.data.batch import Place
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.products import probe_vectors
 
-__all__ = ["NOT_SYMMETRIC", "asymmetry", "in_float64", "measured_error", "symmetric_in_float64"]
-
 NOT_SYMMETRIC = (
     "as those of a twice differentiable loss are beyond round-off; the usual causes are a gradient "
     "written by hand, an operation that torch differentiates correctly only once, and outputs so "

@@ -27,8 +27,6 @@ from resid_theory.losses import LossLike
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.resources import available_bytes
 
-__all__ = ["spectrum"]
-
 _SMALL = 1000  # parameters up to which all eigenvalues take seconds, by any route
 _MEDIUM = 5000  # parameters up to which LAPACK takes less than a minute
 _VECTORS = 1e-6  # tolerance of eigenpairs of a matrix at hand, whose products cost little

@@ -11,8 +11,6 @@ from resid_theory.data.net_arguments import call_net
 from resid_theory.nested import map_tensors, rows_of, tensors_of
 from resid_theory.runtime.preserve import preserved
 
-__all__ = ["VariedNet", "vary_activations"]
-
 
 class VariedNet(nn.Module):
     """A net with a free displacement of every sample's activations; it takes sample numbers."""

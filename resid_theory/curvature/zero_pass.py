@@ -12,8 +12,6 @@ from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.data import Batch
 from resid_theory.nested import map_tensors, tensors_of
 
-__all__ = ["ZeroPass", "loss_graph"]
-
 
 def loss_graph(risk: EmpiricalRisk, batch: Batch) -> tuple[Tensor, float, LossGraph]:
     """The loss of a batch with its graph, the weight of the batch, and what is in the graph."""

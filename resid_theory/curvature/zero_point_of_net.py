@@ -34,8 +34,6 @@ from resid_theory.theory.zero_weights.transformer_point import (
     transformer_zero_point,
 )
 
-__all__ = ["zero_point_of_net"]
-
 # Most that hidden units receive on either side of a kink. Scores of queries and keys move by its
 # square, which must stay below round-off, or zero singular values of B are counted, also where a
 # norm of queries (eps 1e-6) makes it 1e3 times larger.

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from resid_theory._check import check_choice
 
-__all__ = ["Crops", "augment", "draw_crops"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crops:

@@ -11,8 +11,6 @@ from resid_theory.data.image_set import Images
 from resid_theory.data.net_arguments import call_net, naming_inputs
 from resid_theory.nested import map_tensors, rows_of, tensors_of
 
-__all__ = ["Batch", "Place", "join"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Place:

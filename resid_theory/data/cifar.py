@@ -15,8 +15,6 @@ from resid_theory._check import check_choice, check_int
 from resid_theory.data.download import find_or_download, search_folders
 from resid_theory.runtime import store
 
-__all__ = ["CIFAR10_CLASSES", "CIFAR10_MEAN", "CIFAR10_STD", "load_cifar10"]
-
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip

@@ -27,8 +27,6 @@ from resid_theory.losses import IGNORED
 from resid_theory.nested import tensors_of
 from resid_theory.runtime.net_entry import inner_net
 
-__all__ = ["Data"]
-
 
 class Data:
     """The samples of a data set, batch by batch, the same in every pass or an error.

@@ -16,8 +16,6 @@ from resid_theory.data.cifar import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, 
 from resid_theory.data.image_set import Images
 from resid_theory.data.mnist import load_mnist
 
-__all__ = ["IMAGE_SETS", "load_images"]
-
 _DIGITS = tuple("0123456789")
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["find_or_download", "search_folders"]
-
 _SECONDS = 20.0  # without an answer for this long, a mirror counts as dead
 
 

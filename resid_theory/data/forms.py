@@ -11,19 +11,6 @@ from resid_theory._check import as_tensor, check_finite
 from resid_theory.data.image_set import Images
 from resid_theory.nested import tensors_of
 
-__all__ = [
-    "Triple",
-    "as_batches",
-    "batch_size",
-    "check_no_images",
-    "check_triple",
-    "has_weights",
-    "is_array",
-    "is_labelled",
-    "is_nest",
-    "whole_set",
-]
-
 Triple = tuple[Any, Any, Any]
 """Inputs, targets, and what stands behind them: None, indices or weights."""
 

@@ -9,8 +9,6 @@ from resid_theory._check import check_int
 from resid_theory.data.image_set import Images
 from resid_theory.runtime.store import path_of
 
-__all__ = ["load_image_folder"]
-
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from resid_theory._check import check_int
 
-__all__ = ["Images"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:

@@ -11,8 +11,6 @@ from resid_theory._check import check_choice
 from resid_theory.data.download import find_or_download
 from resid_theory.runtime import store
 
-__all__ = ["load_mnist"]
-
 # The official files: name (without .gz) and sha256 of the compressed bytes.
 _SHA256 = {
     "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",

@@ -11,8 +11,6 @@ from resid_theory.losses import IGNORED, Loss
 from resid_theory.nested import map_tensors, rows_of
 from resid_theory.runtime.preserve import preserved
 
-__all__ = ["labels_are_next", "next_labels"]
-
 _FEW = 2  # samples on which it is found out where labels belong
 _ALIKE = 1e-3  # relative difference of slopes; losses of float64 logits may be computed in float32
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.data.data import Data
 
-__all__ = ["Moments"]
-
 _ROWS = 1 << 16  # samples cast to float64 at a time, so that a float32 data set is never doubled
 
 

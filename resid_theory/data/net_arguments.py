@@ -14,10 +14,6 @@ from resid_theory.data.image_set import Images
 from resid_theory.nested import tensors_of
 from resid_theory.runtime.resources import is_out_of_memory
 
-__all__ = [
-    "arguments_of", "call_net", "inputs_of", "naming_inputs", "taken_by", "takes", "whole_inputs",
-]  # fmt: skip
-
 
 def arguments_of(net: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a net.

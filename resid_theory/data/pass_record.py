@@ -8,8 +8,6 @@ from torch import Tensor
 from resid_theory.data.batch import Batch
 from resid_theory.nested import tensors_of
 
-__all__ = ["PassRecord"]
-
 
 @dataclass(eq=False)
 class PassRecord:

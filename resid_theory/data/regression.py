@@ -12,8 +12,6 @@ from resid_theory.data.batch import join
 from resid_theory.data.data import Data
 from resid_theory.data.moments import Moments
 
-__all__ = ["Regression", "gather", "one_hot"]
-
 
 @dataclass(frozen=True, eq=False)
 class Regression:

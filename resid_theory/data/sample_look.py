@@ -9,8 +9,6 @@ from resid_theory.data.batch import Batch
 from resid_theory.losses import SampleAxes
 from resid_theory.nested import moved, tensors_of
 
-__all__ = ["EXAMPLES", "check_numbers", "coupling", "examples"]
-
 EXAMPLES = 16  # samples on which net and loss are tried, and how the loss averages is learnt
 
 

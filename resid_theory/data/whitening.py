@@ -10,8 +10,6 @@ from resid_theory._check import as_tensor, check_choice, check_finite, check_int
 from resid_theory.data.datasets import IMAGE_SETS
 from resid_theory.data.regression import Regression, one_hot
 
-__all__ = ["Whitening", "load_whitened", "whiten"]
-
 _ROWS = 1 << 13  # samples centred at a time: no second copy of the data is held
 
 

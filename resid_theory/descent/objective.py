@@ -13,8 +13,6 @@ from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime.resources import available_bytes
 from resid_theory.theory.linear.stacked_nets import StackedChains
 
-__all__ = ["Objective", "SampledNets", "objective_of"]
-
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Weights (layers, rows, d, d) to losses (rows,) and gradients, shaped like the weights."""
 

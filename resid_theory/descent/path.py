@@ -7,8 +7,6 @@ from torch import Tensor
 
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Descent"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Descent(Result):

@@ -13,8 +13,6 @@ from resid_theory.descent.path import Descent
 from resid_theory.losses import Loss, LossLike
 from resid_theory.networks.shortcut import ShortcutNet
 
-__all__ = ["gradient_descent"]
-
 _DIVERGED = 1e3  # times the loss at the start, beyond which a row has diverged
 
 

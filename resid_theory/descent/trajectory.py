@@ -19,8 +19,6 @@ from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime.result import Result
 from resid_theory.theory import linear_hessian
 
-__all__ = ["HessianTrajectory", "at_loss", "hessian_trajectory"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HessianTrajectory(Result):

@@ -34,8 +34,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Certificate"]
-
 _DOUBLINGS = 30
 _BISECTIONS = 5
 

@@ -12,8 +12,6 @@ from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.krylov import Krylov, Ritz
 from resid_theory.eigen.ritz_bounds import Goal, error_bounds
 
-__all__ = ["SearchState"]
-
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
 _MOST_EXTRA = 16  # vectors that are locked beside the wanted ones
 

@@ -14,8 +14,6 @@ from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.wasserstein import Masses
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Curve", "Density"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve(Result):

@@ -12,8 +12,6 @@ from resid_theory.eigen.estimate import student
 from resid_theory.eigen.products import MatrixProducts, check_square, unit_vectors
 from resid_theory.runtime.result import Result
 
-__all__ = ["Diagonal", "diagonal"]
-
 _BLOCK = 64  # vectors multiplied together
 
 

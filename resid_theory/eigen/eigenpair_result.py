@@ -8,8 +8,6 @@ from torch import Tensor
 from resid_theory.eigen.estimate import Estimate
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Eigenpairs", "clusters"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Eigenpairs(Result):

@@ -8,17 +8,6 @@ from torch import Tensor
 
 from resid_theory.runtime.result import Result
 
-__all__ = [
-    "Cumulants",
-    "Estimate",
-    "mean_estimate",
-    "positive_mean",
-    "root",
-    "sphere_mean",
-    "squares_mean",
-    "student",
-]
-
 _FLAT = 1e-9  # relative variance below which a distribution is normal
 
 

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["RESOLVED", "jacobi_matrix", "nearest", "radau_rule"]
-
 RESOLVED = 0.05  # residual of a node, relative to the distance to the next, up to which it is apart
 
 

@@ -18,8 +18,6 @@ from torch import Tensor
 
 from resid_theory.eigen.gauss_rules import RESOLVED, jacobi_matrix, nearest
 
-__all__ = ["ProbeMeasure", "without_resolved"]
-
 _GHOST = 1e-20  # weight of the copies of an eigenvalue that rounding brings into a long run
 
 

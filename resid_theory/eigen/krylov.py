@@ -16,8 +16,6 @@ from resid_theory.eigen.orthogonalization import (
     slices,
 )
 
-__all__ = ["Krylov", "Locked", "Ritz", "check_symmetric", "coefficient_noise", "product_rounding"]
-
 _ASYMMETRY = {torch.float64: 1e-4, torch.float32: 1e-2}  # relative; above, A is not symmetric
 _SURE = 10  # rounding that shows in few coefficients is taken to be this many times as large
 

@@ -14,8 +14,6 @@ from resid_theory.eigen.krylov import Krylov, Locked, check_symmetric
 from resid_theory.eigen.operator_log import Operator, OutOfProducts, RecordedOperator
 from resid_theory.eigen.ritz_bounds import ENDS, Goal, error_bounds
 
-__all__ = ["BLOCK", "eigenpairs", "search"]
-
 _MEMORY = 1 << 31  # bytes of vectors in memory, unless k needs more
 _MOST = 300  # vectors in memory: beyond, orthogonalizing costs more than it saves
 BLOCK = 3  # random vectors of the first run: one would not see that an eigenvalue is double

@@ -16,8 +16,6 @@ from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.products import NUMPY_DTYPES, MatrixProducts, Shapes, check_square
 from resid_theory.eigen.solve import Solution, solve
 
-__all__ = ["Identity", "LinearOperator", "OperatorSum", "WrappedOperator", "as_operator"]
-
 _ROUNDING = 16  # eps of a term's product: it is itself a sum over samples and layers
 
 

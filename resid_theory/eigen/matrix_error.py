@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass, replace
 
 from resid_theory.runtime.result import Result
 
-__all__ = ["MatrixError"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixError(Result):

@@ -14,9 +14,6 @@ from resid_theory.eigen.linear_operator import as_operator
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.runtime.store import path_of, read_checkpoint, write_checkpoint
 
-__all__ = ["Operator", "OutOfProducts", "RecordedOperator"]
-
-
 _FAR = 100  # powers of two beyond which products are scaled
 
 

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["dots", "orthonormal", "project_out", "random_orthonormal", "slices"]
-
 _ROWS = 1 << 16  # of a long vector, converted to float64 at a time
 
 

@@ -13,15 +13,6 @@ from tqdm import tqdm
 from resid_theory._check import as_tensor
 from resid_theory.eigen.matrix_error import MatrixError
 
-__all__ = [
-    "NUMPY_DTYPES",
-    "MatrixProducts",
-    "Shapes",
-    "check_square",
-    "probe_vectors",
-    "unit_vectors",
-]
-
 NUMPY_DTYPES: dict[torch.dtype, Any] = {
     torch.float64: np.dtype(np.float64),
     torch.float32: np.dtype(np.float32),

@@ -19,8 +19,6 @@ from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots
 from resid_theory.runtime.resources import available_bytes, readable_bytes
 
-__all__ = ["Quadrature", "lanczos_quadrature", "spectral_density"]
-
 _MEMORY = 1 << 30  # bytes of Lanczos vectors for probes that run side by side
 _EXACT = 4  # nodes of a rule that is exact for the sixth power
 _SKETCH = 8  # random vectors beside one for each probe, by which dimensions are counted

@@ -8,8 +8,6 @@ from torch import Tensor
 from resid_theory._check import check_within
 from resid_theory.eigen.krylov import Ritz
 
-__all__ = ["ENDS", "Goal", "error_bounds", "lehmann"]
-
 ENDS = ("largest", "smallest", "both", "magnitude")
 _BEYOND = 8  # values beyond the wanted ones that may show a gap
 # A value beyond the wanted ones counts as a single eigenvalue while its residual is at most this

@@ -13,8 +13,6 @@ from resid_theory._check import as_tensor, check_finite, check_int, check_positi
 from resid_theory.eigen.products import MatrixProducts, check_square
 from resid_theory.runtime.result import Result
 
-__all__ = ["Solution", "solve"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Solution(Result):

@@ -6,8 +6,6 @@ import torch
 
 from resid_theory._check import check_within
 
-__all__ = ["SpectralStatistics"]
-
 _EPS = torch.finfo(torch.float64).eps
 
 

@@ -11,8 +11,6 @@ from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Spectrum"]
-
 _EXPAND_LIMIT = 1 << 27  # eigenvalues, 1 GiB in float64
 
 

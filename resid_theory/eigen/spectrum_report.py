@@ -21,8 +21,6 @@ from resid_theory.eigen.ritz_bounds import Goal
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["SpectrumReport", "spectral_estimates"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpectrumReport(Result):

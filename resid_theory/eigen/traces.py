@@ -37,8 +37,6 @@ from resid_theory.eigen.krylov import product_rounding
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots, project_out, random_orthonormal
 
-__all__ = ["frobenius_norm", "trace"]
-
 _NOISE = 1e-2  # relative; an asymmetry up to this is taken for rounding
 # Chosen on the eleven spectra that benchmarks/hessian_spectra.py sets aside for it.
 _PILOT = 12  # one product in so many is a random vector to begin with, and two or three more

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Masses"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Masses:

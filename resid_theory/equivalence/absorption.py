@@ -25,8 +25,6 @@ from resid_theory.runtime.net_entry import check_net, is_sequential
 from resid_theory.runtime.net_state import copied
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Shortcuts", "absorb", "shortcuts", "torch_layer"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shortcuts(Result):

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from resid_theory.equivalence.net_graph import NotOneLayer
 from resid_theory.initializations import undrawn
 
-__all__ = ["AffineLayer", "Window", "behind", "grouped", "identity_layer", "sum_of_layers"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AffineLayer:

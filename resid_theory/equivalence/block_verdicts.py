@@ -17,8 +17,6 @@ from resid_theory.equivalence.one_layer import layer_between
 from resid_theory.equivalence.shortcut_paths import Piece, ShortcutPath, unit_of
 from resid_theory.equivalence.units import TwoLayers, UnitKind
 
-__all__ = ["Verdict", "carriers", "is_nonnegative", "judged", "widened"]
-
 BOUNDED = "behind {0} a branch of any width is bounded, and the shortcut is not"
 CONCATENATED = "it is no sum: the stream keeps channels of its own, and no construction is tried"
 FOLDS = "branches without a function between them are one layer"

@@ -22,21 +22,6 @@ from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.net_state import copied
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = [
-    "LINEAR_MAPS",
-    "Conversion",
-    "Converter",
-    "NothingConverted",
-    "bias_of",
-    "check_no_hooks",
-    "check_two_axes",
-    "conversion",
-    "described",
-    "effective",
-    "in_modes_of",
-    "same",
-]
-
 LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _IN_ORDER = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Block, AddIdentity, IdentityShortcut)

@@ -29,8 +29,6 @@ from resid_theory.runtime.net_state import copied
 from resid_theory.runtime.preserve import deterministic, seed_devices
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Gap", "OptimizerFactory", "check_equivalence"]
-
 _VALUES = (str, bytes, enum.Enum, type, torch.dtype, torch.device)
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

@@ -14,8 +14,6 @@ from resid_theory.equivalence.conversion import (
 )
 from resid_theory.networks import Block
 
-__all__ = ["fold"]
-
 _OWN = (
     "rt.absorb(net) makes one of a layer of your own that adds an identity; of others, make the "
     "weight by torch.nn.utils.parametrize"

@@ -40,8 +40,6 @@ from resid_theory.identity import (
 from resid_theory.networks import Block
 from resid_theory.runtime.net_state import copied
 
-__all__ = ["to_plain", "to_residual"]
-
 
 def to_plain(net: nn.Module) -> nn.Module:
     """Convert to the plain net that computes the same: identities become part of the weights.

@@ -16,8 +16,6 @@ from torch.nn.utils import parametrize
 
 from resid_theory.runtime.net_state import copied
 
-__all__ = ["LAYERS", "RESHAPED", "SAME", "WINDOWED", "NetGraph", "NotOneLayer"]
-
 _AFFINE = {
     "Linear", "Conv1d", "Conv2d", "Conv3d", "AvgPool1d", "AvgPool2d", "AvgPool3d", "AddIdentity",
     "IdentityShortcut", "linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "avg_pool1d",

@@ -24,8 +24,6 @@ from resid_theory.equivalence.conversion import bias_of, effective
 from resid_theory.equivalence.net_graph import WINDOWED, NetGraph, NotOneLayer
 from resid_theory.identity import AddIdentity, identity_of
 
-__all__ = ["layer_between"]
-
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _EXACT = 1e-9
 """Gap in float64, relative, above which two maps are not the same."""

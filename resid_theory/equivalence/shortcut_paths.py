@@ -10,8 +10,6 @@ from resid_theory.equivalence.net_graph import RESHAPED, WINDOWED, NetGraph, Not
 from resid_theory.equivalence.units import UnitKind
 from resid_theory.identity import AddIdentity, layer_identity
 
-__all__ = ["Piece", "ShortcutPath", "paths_in"]
-
 Piece = tuple[fx.Node, fx.Node]
 
 

@@ -20,8 +20,6 @@ from resid_theory.identity import AddIdentity
 from resid_theory.nested import tensors_of
 from resid_theory.networks import Block, IdentityShortcut
 
-__all__ = ["parts_of"]
-
 _VIEWS = SAME - {"clone", "_to_copy"} | RESHAPED | {
     "Flatten", "Unflatten", "view_as", "unflatten", "swapaxes", "movedim", "t", "T", "mT", "data",
     "chunk", "split", "unbind", "narrow", "select", "slice", "diagonal", "expand_as",

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["Distance", "TwoLayers", "UnitKind", "nearest_set"]
-
 _GRID, _STEPS = 400, 300
 _ENTRIES = 1 << 22  # of the matrix whose columns are the units' linear maps
 

@@ -19,8 +19,6 @@ from resid_theory.runtime import store
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.weight_files import read_safely, without_wrappers
 
-__all__ = ["load_dirac_file", "save_dirac_file"]
-
 # Depth by the layers of each group.
 _IMAGENET: dict[tuple[int, ...], int] = {(4, 4, 4, 4): 18, (6, 8, 12, 6): 34}
 _BESIDE = ("params", "stats", "optimizer", "epoch")  # what the authors' training writes

@@ -11,8 +11,6 @@ from resid_theory.identity.layer_weight import id_rule, layer_identity, trained_
 from resid_theory.identity.parametrizations import AddIdentity, DiracWeight
 from resid_theory.runtime.net_entry import inner_net
 
-__all__ = ["IdDecay", "id_mask", "shifted", "undecayed"]
-
 
 def id_mask(net: nn.Module) -> dict[str, Tensor]:
     """Masks of the ID entries in a net's parameters, by name.

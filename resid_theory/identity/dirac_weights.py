@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from resid_theory.identity.layer_weight import parametrizations_of
 from resid_theory.identity.parametrizations import DiracWeight
 
-__all__ = ["DiracWeights"]
-
 
 class DiracWeights:
     """Dirac layers of a net in groups of one shape.

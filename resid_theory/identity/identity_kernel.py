@@ -9,17 +9,6 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_choice
 
-__all__ = [
-    "RULES",
-    "checked_layer",
-    "id_entries",
-    "identity_kernel",
-    "identity_map",
-    "identity_of",
-    "mark",
-    "per_axis",
-]
-
 RULES = ("repeat", "truncate")
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d

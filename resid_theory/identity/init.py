@@ -11,8 +11,6 @@ from resid_theory.identity.layer_weight import layer_identity, trained_weight
 from resid_theory.identity.parametrizations import DiracWeight
 from resid_theory.initializations import draw_initial, initializations_for
 
-__all__ = ["initialize_layer"]
-
 
 @torch.no_grad()
 def initialize_layer(

@@ -9,16 +9,6 @@ from torch.nn.utils import parametrize
 from resid_theory.identity.identity_kernel import RULES, checked_layer, identity_of
 from resid_theory.identity.parametrizations import ResidualWeight
 
-__all__ = [
-    "current_weight",
-    "id_rule",
-    "identity_removed",
-    "layer_identity",
-    "parametrizations_of",
-    "trained_weight",
-    "weight_and_rest",
-]
-
 
 def layer_identity(layer: nn.Module) -> ResidualWeight | None:
     """The identity inside the weight of a layer, wherever it stands among its parametrizations.

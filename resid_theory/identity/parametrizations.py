@@ -10,14 +10,6 @@ from torch.nn.utils import parametrize
 from resid_theory._check import check_choice, check_int
 from resid_theory.identity.identity_kernel import identity_map, identity_of, mark
 
-__all__ = [
-    "AddIdentity",
-    "DiracWeight",
-    "DominantWeight",
-    "ResidualWeight",
-    "with_identity",
-]
-
 
 class ResidualWeight(nn.Module):
     r"""W = V + I: a layer under its own identity shortcut, as one weight.

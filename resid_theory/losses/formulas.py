@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["IGNORED", "class_axis", "formula_of", "names_class", "valid_labels"]
-
 IGNORED = -100
 """The label that counts for nothing, as in ``torch.nn.CrossEntropyLoss``."""
 

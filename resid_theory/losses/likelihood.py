@@ -21,8 +21,6 @@ from torch import Tensor, nn
 
 from resid_theory.losses.formulas import IGNORED, class_axis
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "Predictions", "likelihood_of"]
-
 
 class Predictions(ABC):
     """Predictions that a net's outputs make, each of its own target.

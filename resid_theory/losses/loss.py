@@ -13,8 +13,6 @@ from resid_theory._check import check_choice
 from resid_theory.losses.formulas import IGNORED, class_axis, formula_of, valid_labels
 from resid_theory.losses.likelihood import Categorical, Gaussian, Likelihood, likelihood_of
 
-__all__ = ["LOSSES", "Loss", "LossLike", "check_scalar"]
-
 LossLike = str | Callable[[Any, Any], Tensor]
 """A name, a function, a loss of ``torch.nn`` or a ``Loss``: all that ``Loss.of`` takes."""
 

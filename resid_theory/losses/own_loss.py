@@ -11,8 +11,6 @@ from resid_theory.losses.formulas import IGNORED
 from resid_theory.losses.loss import LOSSES, Loss
 from resid_theory.nested import rows_of
 
-__all__ = ["OwnLoss", "own_loss"]
-
 _STEPS = 1e-5  # relative difference that float32 may make, which such losses are computed in
 
 

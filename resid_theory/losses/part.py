@@ -11,8 +11,6 @@ from resid_theory.losses.formulas import IGNORED
 from resid_theory.losses.loss import Loss
 from resid_theory.losses.sample_axes import SampleAxes
 
-__all__ = ["Appended", "Part", "Sample"]
-
 
 class Sample(NamedTuple):
     """A sample that is appended to parts.

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from resid_theory.nested import map_tensors, tensors_of
 
-__all__ = ["SampleAxes"]
-
 
 @dataclass(frozen=True)
 class SampleAxes:

@@ -20,8 +20,6 @@ from resid_theory.losses.loss import Loss
 from resid_theory.losses.part import Part, Sample
 from resid_theory.losses.sample_axes import SampleAxes
 
-__all__ = ["KnownWeighting", "NoWeighting", "Weighting", "reweighted", "weighting_of"]
-
 _CHOICE = 8  # samples of which the one with the largest gradient is appended
 _PIECE = 1 << 26  # bytes of outputs measured together, of which copies are made
 

@@ -14,19 +14,6 @@ from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.identity import identity_map, initialize_layer
 from resid_theory.initializations import initializations_for, undrawn
 
-__all__ = [
-    "Block",
-    "IdentityShortcut",
-    "Parts",
-    "conv",
-    "depth_to_n",
-    "draw_net",
-    "head",
-    "imagenet_blocks",
-    "recorded",
-    "sequence",
-]
-
 Parts = list[tuple[str, nn.Module]]
 _Arguments = ParamSpec("_Arguments")
 

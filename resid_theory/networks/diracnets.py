@@ -18,8 +18,6 @@ from resid_theory.networks.blocks import (
     sequence,
 )
 
-__all__ = ["diracnet", "diracnet_imagenet"]
-
 
 @recorded
 def diracnet(

@@ -17,8 +17,6 @@ from resid_theory.networks.blocks import (
     sequence,
 )
 
-__all__ = ["full_net", "resnet_imagenet"]
-
 
 @recorded
 def full_net(

@@ -18,8 +18,6 @@ from resid_theory.networks.wiring import (
 )
 from resid_theory.runtime.net_entry import inner_net
 
-__all__ = ["LayoutNet", "layout_of"]
-
 
 class LayoutNet(nn.Module):
     r"""Blocks of n matrices, wired by coefficients.

@@ -16,8 +16,6 @@ from resid_theory.networks.blocks import (
     sequence,
 )
 
-__all__ = ["preresnet"]
-
 
 @recorded
 def preresnet(

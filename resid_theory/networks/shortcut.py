@@ -10,8 +10,6 @@ from resid_theory._check import as_generator, check_choice, check_int, check_pos
 from resid_theory.activations import Activation, activation
 from resid_theory.initializations import INITIALIZATIONS, draw_initial, initializations_for
 
-__all__ = ["ShortcutNet", "draw_weights", "initialize"]
-
 
 class ShortcutNet(nn.Module):
     r"""A stack of blocks of n weight matrices, each block under one identity shortcut.

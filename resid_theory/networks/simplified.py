@@ -11,8 +11,6 @@ from resid_theory.identity import AddIdentity, with_identity
 from resid_theory.initializations import initializations_for
 from resid_theory.networks.blocks import Parts, conv, depth_to_n, draw_net, head, recorded, sequence
 
-__all__ = ["simplified_net"]
-
 _WIDTHS = (16, 32, 64)
 _IDENTITIES = ("plain", "residual", "explicit", "dominant", "dominant_half", "dominant_upper")
 

@@ -8,16 +8,6 @@ from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, check_finite
 
-__all__ = [
-    "NORM_PLACES",
-    "Maps",
-    "fixed",
-    "has_maps",
-    "map_table",
-    "number_table",
-    "single_stream",
-]
-
 NORM_PLACES = ("branch", "stream", "write")  # where normalizations are
 Maps = tuple[list[list[Tensor | None]], list[Tensor | None]]
 

@@ -22,23 +22,6 @@ from PIL import Image
 
 from resid_theory._check import check_int
 
-__all__ = [
-    "MARKERS",
-    "MEASURED",
-    "PREDICTED",
-    "SERIES",
-    "UNIT",
-    "figure",
-    "finish",
-    "legend_above",
-    "log_ticks",
-    "open_axes",
-    "png",
-    "round_numbers",
-    "style",
-    "svg",
-]
-
 # After Okabe and Ito's palette, told apart by colour-blind readers, but for its pale yellow.
 _PALETTE = seaborn.color_palette("colorblind").as_hex()
 SERIES = (*_PALETTE[:8], "#332288", _PALETTE[9])

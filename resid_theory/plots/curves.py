@@ -7,8 +7,6 @@ from matplotlib.axes import Axes
 
 from resid_theory.plots.canvas import MARKERS, SERIES, legend_above, log_ticks, open_axes
 
-__all__ = ["by_depth", "flow_curve"]
-
 
 def by_depth(
     layers: Sequence[int],

@@ -9,8 +9,6 @@ from resid_theory.plots.canvas import SERIES, legend_above, log_ticks, open_axes
 from resid_theory.plots.result_plots import refuse
 from resid_theory.stability.sample_statistics import Summaries
 
-__all__ = ["cushion_histogram", "cushion_violins"]
-
 
 def cushion_histogram(
     measured: Summaries | Mapping[str, Summaries],

@@ -14,8 +14,6 @@ from resid_theory.eigen.spectrum_report import SpectrumReport
 from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, legend_above, open_axes
 from resid_theory.plots.result_plots import refuse
 
-__all__ = ["spectral_density"]
-
 
 def spectral_density(
     estimate: SpectrumReport | Density | Spectrum,

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from resid_theory._check import check_int, check_positive
 from resid_theory.plots.canvas import UNIT, open_axes
 
-__all__ = ["folded_filters", "hessian_pattern"]
-
 _PIXELS = 300  # of a drawn matrix along one side: what half a page shows without losing entries
 
 

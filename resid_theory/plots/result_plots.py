@@ -9,8 +9,6 @@ from resid_theory._check import check_choice
 from resid_theory.plots.canvas import MARKERS, SERIES, UNIT, legend_above, open_axes
 from resid_theory.runtime.result import Result
 
-__all__ = ["AXES", "PICTURES", "curve", "refuse"]
-
 
 class Curves(NamedTuple):
     """Columns that a kind of result is drawn by: places, numbers, what tells curves apart, law."""

@@ -14,8 +14,6 @@ from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, figure, legend_
 from resid_theory.plots.result_plots import refuse
 from resid_theory.theory import ZeroPoint
 
-__all__ = ["spectrum", "zero_point"]
-
 _LABELLED = 12  # levels; the multiplicities of more would cover the curve
 
 

@@ -8,8 +8,6 @@ from resid_theory.plots.result_plots import refuse
 from resid_theory.runtime.result import Result
 from resid_theory.theory.interpolation.sphere_paths import PathChart
 
-__all__ = ["interpolation_path"]
-
 
 def interpolation_path(
     chart: PathChart, *, ax: Axes | None = None, title: str | None = None

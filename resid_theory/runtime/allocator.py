@@ -3,8 +3,6 @@
 import ctypes
 import os
 
-__all__ = ["keep_freed_memory"]
-
 # Of <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 

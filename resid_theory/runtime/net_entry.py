@@ -14,17 +14,6 @@ from resid_theory._check import check_finite
 from resid_theory.runtime.net_state import copied
 from resid_theory.runtime.resources import check_device
 
-__all__ = [
-    "as_written",
-    "check_differentiable",
-    "check_net",
-    "inner_net",
-    "is_sequential",
-    "layered_net",
-    "set_eval",
-    "without_hooks",
-]
-
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 

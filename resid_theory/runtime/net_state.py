@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NetAttributes", "NetState", "changeable_buffers", "copied"]
-
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module: hooks, flags, tables."""
 

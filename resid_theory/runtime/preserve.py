@@ -11,8 +11,6 @@ from resid_theory._check import check_choice
 from resid_theory.runtime.net_entry import as_written, set_eval
 from resid_theory.runtime.net_state import NetState
 
-__all__ = ["deterministic", "evaluated", "preserved", "seed_devices"]
-
 
 @contextmanager
 def deterministic(*, tf32: bool = False, fastest: bool = False) -> Iterator[None]:

@@ -8,8 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["ProcessGroup"]
-
 
 class ProcessGroup:
     """The processes that share a data set; without a group, this one alone.

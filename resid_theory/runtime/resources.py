@@ -7,16 +7,6 @@ from functools import cache
 
 import torch
 
-__all__ = [
-    "available_bytes",
-    "check_device",
-    "clock",
-    "is_out_of_memory",
-    "matmul_rate",
-    "peak_bytes",
-    "readable_bytes",
-]
-
 _NO_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",

@@ -17,8 +17,6 @@ from resid_theory.runtime.storable import Storable, decoded, encoded, inline, re
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Columns", "Result", "load_result"]
-
 FORMAT = 1
 """Version of the form of files and JSON; raised when earlier versions would misread new ones."""
 _ROWS = 10  # of a table in ``repr`` and in notebooks; ``print`` shows ten times as many

@@ -23,8 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Storable", "decoded", "encoded", "inline", "read_inline"]
-
 _KINDS: dict[str, type["Storable"]] = {}
 
 

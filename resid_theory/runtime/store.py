@@ -27,22 +27,6 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor  # a second of import that readers of JSON need not wait for
 
-__all__ = [
-    "digest",
-    "locked",
-    "make_folder",
-    "path_of",
-    "read_arrays",
-    "read_bytes",
-    "read_checkpoint",
-    "read_json",
-    "tidy_checkpoint",
-    "write_arrays",
-    "write_bytes",
-    "write_checkpoint",
-    "write_json",
-]
-
 
 def digest(data: bytes | str | Path) -> str:
     """The sha256 of bytes, or of a file of any size, in lower-case hexadecimal."""

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.net_state import copied
 
-__all__ = ["load_weights", "read_safely", "read_weights", "without_wrappers"]
-
 # Under these names a training keeps the weights of its net, beside other things.
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights", "params")
 _NAMED = 5  # names of each fault that are listed

@@ -18,8 +18,6 @@ from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.smoothness import activations_of, contractions
 
-__all__ = ["CompressionBound", "compression_bound"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CompressionBound(Result):

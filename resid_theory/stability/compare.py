@@ -12,8 +12,6 @@ from resid_theory._check import as_generator, check_int, check_within
 from resid_theory.runtime.result import Result
 from resid_theory.stability.sample_statistics import Summaries
 
-__all__ = ["Comparison", "compare_cushions", "holm"]
-
 _AT_ONCE = 1 << 22  # numbers held in one step of the bootstrap
 
 

@@ -20,8 +20,6 @@ from resid_theory.stability.map_observer import Key, MapObserver
 from resid_theory.stability.norms import NORMS, row_norms
 from resid_theory.stability.sample_statistics import Summaries
 
-__all__ = ["NORMS", "WEIGHTS", "Cushions", "layer_cushions"]
-
 WEIGHTS = ("identity_removed", "effective")
 _CALLS = "the number of its calls depends on the samples"
 _CANCELLATION = 100.0  # squares that large, nearly equal, cost two digits of their difference

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["MODES", "STATISTICS", "Sums"]
-
 MODES = ("sap", "first", "sub")
 STATISTICS = ("mean", "ratio_of_means", "median")
 

@@ -22,8 +22,6 @@ from resid_theory.runtime.result import Result
 from resid_theory.stability.flow_statistics import MODES, STATISTICS, Sums
 from resid_theory.stability.paths import ChannelPaths, final_features, subactivation_paths
 
-__all__ = ["Flows", "dominant_flows", "feature_gradients"]
-
 _WORKSPACE = 1 << 28  # bytes that the flows of one layer may take
 
 

@@ -25,8 +25,6 @@ from resid_theory.stability.norms import row_norms
 from resid_theory.stability.sample_statistics import Summaries
 from resid_theory.stability.submaps import Submap, block_maps, map_between
 
-__all__ = ["KAPPAS", "METHODS", "InterlayerCushions", "block_cushions", "interlayer_cushions"]
-
 KAPPAS = ("spatial", "none", "total")
 METHODS = ("auto", "exact", "probes")
 

@@ -19,9 +19,6 @@ from torch import Tensor, nn
 
 from resid_theory.stability.norms import row_norms
 
-__all__ = ["Function", "better_side", "differentiable", "each_sample_a_batch", "jacobian_product",
-           "products", "squared_norm"]  # fmt: skip
-
 Function = Callable[[Tensor], Tensor]
 """A map of a batch, sample by sample: any number of rows, each row of the result from its own."""
 

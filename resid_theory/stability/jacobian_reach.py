@@ -14,8 +14,6 @@ from resid_theory.runtime.net_entry import inner_net, is_sequential
 from resid_theory.stability.jacobian import jacobian_product, products
 from resid_theory.stability.norms import row_norms
 
-__all__ = ["ModuleChain", "OnwardMap", "OnwardNorms", "chain_of_layers", "normal_like"]
-
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROWS = 256  # rows in one Jacobian product
 

@@ -15,8 +15,6 @@ from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
 
-__all__ = ["ROUTED", "LayerLook", "RowOrder", "looks_at", "round_off"]
-
 ROUTED = "the rows of its input are not those of the samples in turn, as those routed to experts"
 """Reason why a layer has no layout."""
 _UNCLEAR = "cannot tell which sample each row of its input belongs to"

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from resid_theory.identity import AddIdentity, identity_of, identity_removed
 
-__all__ = ["READERS", "Geometry", "LinearUse", "Operation", "Piece"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:

@@ -25,8 +25,6 @@ from resid_theory.runtime.net_state import NetAttributes
 from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
 from resid_theory.stability.weight_tracker import Label, WeightTracker, has_no_values
 
-__all__ = ["Key", "MapObserver", "UseReport"]
-
 Key = tuple[str, int]
 """The name of a map and the number of a use."""
 

@@ -20,8 +20,6 @@ from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.submaps import joined
 
-__all__ = ["NoiseCurves", "activation_noise", "weight_noise"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NoiseCurves(Result):

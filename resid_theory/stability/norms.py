@@ -9,8 +9,6 @@ from torch import Tensor
 
 from resid_theory.stability.linear_uses import Geometry
 
-__all__ = ["NORMS", "operator_frobenius", "row_norms"]
-
 
 def operator_frobenius(
     weight: Tensor, geometry: Geometry | None = None, size: Sequence[int] = ()

@@ -20,8 +20,6 @@ from resid_theory.networks import Block, IdentityShortcut
 from resid_theory.runtime.net_entry import is_sequential, layered_net
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["ChannelPaths", "final_features", "subactivation_paths"]
-
 # Each channel of the output comes from the same channel of the input alone.
 _CHANNELWISE = (
     nn.ReLU, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten,

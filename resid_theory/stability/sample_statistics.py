@@ -10,8 +10,6 @@ from torch import Tensor
 from resid_theory._check import check_within
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Summaries"]
-
 
 class Summaries(Result, ABC):
     """Rows of numbers, one for each sample, and their statistics.

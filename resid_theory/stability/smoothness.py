@@ -17,14 +17,6 @@ from resid_theory.stability.jacobian import differentiable, jacobian_product
 from resid_theory.stability.jacobian_reach import OnwardMap, chain_of_layers
 from resid_theory.stability.norms import row_norms
 
-__all__ = [
-    "Smoothness",
-    "activation_contraction",
-    "activations_of",
-    "contractions",
-    "interlayer_smoothness",
-]
-
 
 def activation_contraction(
     net: nn.Module,

@@ -14,8 +14,6 @@ from resid_theory.nested import tensors_of
 from resid_theory.runtime.net_entry import is_sequential
 from resid_theory.stability.jacobian import Function
 
-__all__ = ["Submap", "block_maps", "joined", "map_between"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Submap:

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from resid_theory.stability.linear_uses import READERS
 
-__all__ = ["Label", "WeightTracker", "has_no_values"]
-
 _NUMBERS = ("tolist", "item", "numpy", "__int__", "__index__")
 """Functions that hand numbers to Python."""
 _PICKS = ("__getitem__", "index_select", "gather", "take", "take_along_dim", "masked_select")

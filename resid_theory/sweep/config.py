@@ -10,8 +10,6 @@ from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_type_h
 from resid_theory._check import check_choice
 from resid_theory.runtime.store import digest
 
-__all__ = ["SCHEMA", "Config", "arguments_of", "content_key", "key_of", "with_arguments_of"]
-
 T = TypeVar("T", bound=type)
 
 SCHEMA = 1

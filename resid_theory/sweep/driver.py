@@ -21,8 +21,6 @@ from resid_theory.sweep.ray_executor import run_in_ray
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.worker import Executor, Options, Report, run_serially
 
-__all__ = ["EXECUTORS", "SweepReport", "run_sweep"]
-
 # A new executor is a row here.
 EXECUTORS: Mapping[str, Executor] = {
     "serial": run_serially,

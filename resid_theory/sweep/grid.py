@@ -10,8 +10,6 @@ from typing import Any
 from resid_theory.sweep.registry import TASKS, task_of
 from resid_theory.sweep.results import Cell
 
-__all__ = ["grid_of"]
-
 _MOST = 1_000_000
 
 

@@ -11,8 +11,6 @@ from resid_theory.runtime.store import digest
 from resid_theory.sweep.setup import Setup
 from resid_theory.sweep.task import Outcome, Task
 
-__all__ = ["HessianTask"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class HessianTask(Task, Setup):

@@ -16,14 +16,13 @@ from resid_theory.data.datasets import IMAGE_SETS
 from resid_theory.losses import LOSSES, Loss
 from resid_theory.runtime.store import digest
 from resid_theory.stability import layer_cushions
-from resid_theory.stability.cushions import NORMS, WEIGHTS
+from resid_theory.stability.cushions import WEIGHTS
+from resid_theory.stability.norms import NORMS
 from resid_theory.sweep.config import arguments_of, with_arguments_of
 from resid_theory.sweep.task import Number, Outcome, Task
 from resid_theory.training import Recipe, load_checkpoint, train
 from resid_theory.training.presets import KINDS, net_of
 from resid_theory.training.saved_nets import find_checkpoint
-
-__all__ = ["CushionsTask", "CurvatureTask", "TrainingTask"]
 
 _BUILDERS = [kind.builder for kind in KINDS.values()]
 
@@ -172,7 +171,7 @@ class CushionsTask(_Measured):
         net: Name of a network of ``training.presets``; its builder's options are fields.
         checkpoint: A trained net instead.
         data: Name of an image set; the first ``samples`` of the training images are used.
-        norm: A name in ``stability.cushions.NORMS``, such as ``kernel``.
+        norm: A name in ``stability.norms.NORMS``, such as ``kernel``.
         weight: ``identity_removed`` or ``effective``, in the denominator.
         batchnorm: ``eval`` or ``batch``.
     """

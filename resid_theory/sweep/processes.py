@@ -15,8 +15,6 @@ import torch
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.worker import Options, Report, attempt, lost
 
-__all__ = ["run_in_processes"]
-
 _READY = "ready"
 _SHORT = 0.1  # seconds; far longer than the driver takes to answer
 # Workers in a row that may end before their first cell: by their own error, or by a signal.

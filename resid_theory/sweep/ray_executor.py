@@ -9,8 +9,6 @@ from typing import Any
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.worker import Options, Report, attempt, lost
 
-__all__ = ["run_in_ray"]
-
 
 def run_in_ray(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
     """Run cells as tasks of Ray Core.

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from resid_theory._check import check_choice
 from resid_theory.sweep.hessian_task import HessianTask
 from resid_theory.sweep.image_tasks import CurvatureTask, CushionsTask, TrainingTask
-from resid_theory.sweep.task import Outcome, Task
-
-__all__ = ["TASKS", "Outcome", "Task", "task_of"]
+from resid_theory.sweep.task import Task
 
 # A new task is a row here.
 TASKS: Mapping[str, type[Task]] = {

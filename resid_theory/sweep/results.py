@@ -13,12 +13,11 @@ from torch import Tensor
 from resid_theory.runtime import store
 from resid_theory.runtime.storable import decoded, encoded, inline, read_inline
 from resid_theory.sweep.config import SCHEMA, key_of
-from resid_theory.sweep.registry import Outcome, Task, task_of
+from resid_theory.sweep.registry import task_of
+from resid_theory.sweep.task import Outcome, Task
 
 if TYPE_CHECKING:
     import pandas
-
-__all__ = ["Cell", "Results", "load_results"]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from resid_theory.networks.shortcut import ShortcutNet
     from resid_theory.theory import ZeroPoint
 
-__all__ = ["Setup"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:

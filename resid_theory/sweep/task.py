@@ -11,8 +11,6 @@ from resid_theory._check import check_seed
 from resid_theory.runtime.result import Columns, Result
 from resid_theory.sweep.config import Config
 
-__all__ = ["Number", "Outcome", "Task"]
-
 Number = float | int | str | None
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from resid_theory.sweep.results import Cell, Results
 
-__all__ = ["Executor", "Options", "Report", "attempt", "lost", "run_serially"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Report:

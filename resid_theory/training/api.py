@@ -23,8 +23,6 @@ from resid_theory.training.run import Callback, Correction, Run, RunSettings, St
 from resid_theory.training.saved_nets import build_net
 from resid_theory.training.step import DTYPES
 
-__all__ = ["resume", "train"]
-
 Nets = nn.Module | Sequence[nn.Module]
 
 

@@ -16,8 +16,6 @@ from resid_theory._check import first_difference
 from resid_theory.runtime import store
 from resid_theory.training.step import NetGroup
 
-__all__ = ["Folder", "Writer", "check_same", "digest", "pack", "unpack"]
-
 
 class Folder:
     """The files ``checkpoint.json`` and ``metrics.jsonl`` of a training.

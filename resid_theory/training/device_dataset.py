@@ -23,8 +23,6 @@ from resid_theory.training.checkpoint import digest
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.step import DTYPES, StepBatch
 
-__all__ = ["DeviceDataset"]
-
 _CHUNK = 4096  # targets that are checked together
 
 

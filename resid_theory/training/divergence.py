@@ -12,8 +12,6 @@ from resid_theory.data.net_arguments import call_net
 from resid_theory.nested import tensors_of
 from resid_theory.training.step import NetGroup, StepBatch
 
-__all__ = ["DivergenceError", "Watch"]
-
 _FIRST = 50  # steps whose losses are kept
 
 

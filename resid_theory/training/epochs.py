@@ -12,8 +12,6 @@ from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.step import StepBatch
 
-__all__ = ["Epoch", "Epochs", "seed_from"]
-
 _CHUNK = 4096  # images that are augmented together
 _SHARE = 8  # of free memory, of which one may hold the images of an epoch
 

@@ -27,8 +27,6 @@ from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import is_out_of_memory
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Evaluation", "evaluate"]
-
 _USUAL = (1, 5)  # values of k, of which those are measured that there are classes for
 
 

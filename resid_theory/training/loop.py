@@ -25,8 +25,6 @@ from resid_theory.training.saved_nets import architecture_of, write_net
 from resid_theory.training.step import NetGroup, StepBatch, optimizer_of, set_rate
 from resid_theory.training.step_graphs import NOT_REPLAYED, StepGraphs
 
-__all__ = ["Session"]
-
 
 class Session:
     """A training in progress.

@@ -14,8 +14,6 @@ from resid_theory.training.epochs import Epochs
 from resid_theory.training.run import Progress, RunSettings
 from resid_theory.training.step import NetGroup, errors_of
 
-__all__ = ["Measurements"]
-
 
 class Measurements:
     """The lines of metrics of a training, and the sums that the next ones are made of.

@@ -8,8 +8,6 @@ from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.training.epochs import seed_from
 from resid_theory.training.step import NetGroup
 
-__all__ = ["Parallel"]
-
 
 class Parallel:
     """Data-parallel steps; with one process, nothing is changed and nothing exchanged.

@@ -11,8 +11,6 @@ from resid_theory._check import check_choice, check_int, check_seed
 from resid_theory.networks import diracnet, full_net, preresnet, simplified_net
 from resid_theory.training.recipe import DIRACNETS, NOISE_STABILITY, NOISE_STABILITY_BN, Recipe
 
-__all__ = ["KINDS", "Kind", "net_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:

@@ -11,15 +11,6 @@ from resid_theory.losses import LOSSES, Loss, LossLike
 from resid_theory.runtime.storable import Storable
 from resid_theory.runtime.store import digest
 
-__all__ = [
-    "DIRACNETS",
-    "DIRACNETS_IMAGENET",
-    "GRAPH",
-    "NOISE_STABILITY",
-    "NOISE_STABILITY_BN",
-    "Recipe",
-]
-
 GRAPH = "graph"
 _CHOICES = {
     "decay": ("all", "multi_axis"),

@@ -13,8 +13,6 @@ from resid_theory.runtime.result import Columns, Result
 from resid_theory.training.checkpoint import Folder
 from resid_theory.training.recipe import Recipe
 
-__all__ = ["Callback", "Correction", "Progress", "Run", "RunSettings", "Stop"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:

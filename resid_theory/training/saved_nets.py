@@ -16,16 +16,6 @@ from resid_theory.runtime import store
 from resid_theory.runtime.net_entry import check_net, set_eval
 from resid_theory.runtime.weight_files import load_weights, read_weights
 
-__all__ = [
-    "architecture_of",
-    "build_net",
-    "find_checkpoint",
-    "list_checkpoints",
-    "load_checkpoint",
-    "save_checkpoint",
-    "write_net",
-]
-
 # The names that a file may call; other public names read, write or download.
 _BUILDERS = {name: getattr(networks, name) for name in networks.__all__ if name.islower()}
 _BUILDERS |= {"ShortcutNet": ShortcutNet}

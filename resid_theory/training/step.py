@@ -15,8 +15,6 @@ from resid_theory.nested import map_tensors
 from resid_theory.runtime.net_state import changeable_buffers
 from resid_theory.training.recipe import Recipe
 
-__all__ = ["DTYPES", "NetGroup", "StepBatch", "errors_of", "optimizer_of", "set_rate"]
-
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,

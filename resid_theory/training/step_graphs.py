@@ -9,8 +9,6 @@ from torch import Tensor
 from resid_theory.training.checkpoint import pack, unpack
 from resid_theory.training.step import NetGroup
 
-__all__ = ["NOT_REPLAYED", "StepGraphs"]
-
 NOT_REPLAYED = "steps are not replayed as a CUDA graph"  # begins the note that says why
 _TRIED = 3  # steps that must have the same losses: the second one is the first to use momentum
 _EQUAL = 1e-5  # relative; kernels that repeat give the same bits

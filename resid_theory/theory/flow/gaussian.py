@@ -12,8 +12,6 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor, check_choice, check_positive, check_within
 
-__all__ = ["EXPONENTS", "exceedance", "exceedance_integral", "half_normal_mean", "logistic"]
-
 EXPONENTS = {"slope": 4 / math.pi, "least_squares": 1.2066, "minimax": 1.2127}
 """b of eq. (15): equal slopes at ratio 1; least squares over ln ratio; smallest largest gap."""
 _SMALLEST_RATIO = 0.01  # below it the logistic is off by a factor of 1.7 and more

@@ -16,8 +16,6 @@ from torch import Tensor
 from resid_theory._check import as_generator, check_int, check_positive, check_within
 from resid_theory.theory.flow.gaussian import exceedance, half_normal_mean
 
-__all__ = ["TrivialFlow"]
-
 _WORKSPACE = 1 << 26  # bytes of the product matrices of nets that are simulated together
 
 

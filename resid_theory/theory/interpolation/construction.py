@@ -17,8 +17,6 @@ from resid_theory.theory.interpolation.sphere_paths import (
     unit,
 )
 
-__all__ = ["exact_schedule", "merging_schedule", "sphere_points"]
-
 _ON_SPHERE = 1e-6  # inputs normalised in float32 miss the sphere by a few 1e-7
 _ROUNDINGS = 16  # of a product of unit vectors, times their dimension
 

@@ -22,8 +22,6 @@ from torch import Tensor
 from resid_theory.theory.interpolation.schedule import Schedule
 from resid_theory.theory.interpolation.single_move import Steps
 
-__all__ = ["BRACE_COST", "with_braces"]
-
 BRACE_COST = 2.5
 """Largest factor by which braces may multiply squared norms."""
 _LEFT = 0.1  # share of the gap that remains along a brace

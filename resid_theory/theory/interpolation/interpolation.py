@@ -37,8 +37,6 @@ from resid_theory.theory.interpolation.schedule import Schedule
 from resid_theory.theory.interpolation.single_move import Steps
 from resid_theory.theory.interpolation.sphere_paths import PathChart, chart
 
-__all__ = ["ALLOCATIONS", "MODES", "Interpolation", "InterpolationNet", "interpolate"]
-
 MODES = ("exact", "perturbed", "merge")
 ALLOCATIONS = ("greedy", "uniform")
 _ROUNDED = 1e-12  # a larger error has been amplified: a unit's own rounding is 1e-16

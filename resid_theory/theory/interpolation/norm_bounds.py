@@ -8,8 +8,6 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int, check_positive
 
-__all__ = ["CLEARANCE", "Nearest", "least_norm", "nearest", "perturbed"]
-
 CLEARANCE = 1e-3
 """Share of each gap by which resting columns stay below the threshold, so that rounding does not
 move them; norms grow by 1 / sqrt(1 - clearance)."""

@@ -11,8 +11,6 @@ from resid_theory.theory.interpolation.norm_bounds import CLEARANCE
 from resid_theory.theory.interpolation.single_move import Steps
 from resid_theory.theory.interpolation.sphere_paths import SpherePaths
 
-__all__ = ["Schedule"]
-
 _SCORES = 1 << 22  # products u·a_j held at a time
 _STATIONS = 64  # points of a path at which its cost is estimated
 _TRIALS = 24  # of the search for the smallest share; each takes as long as the steps themselves

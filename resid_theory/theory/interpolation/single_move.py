@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Steps", "move_column", "widest_margin"]
-
 
 def move_column(
     columns: Tensor, index: int, target: Tensor, *, direction: str = "column"

@@ -16,17 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 from resid_theory.runtime.result import Result
 from resid_theory.runtime.storable import Storable
 
-__all__ = [
-    "PathChart",
-    "SpherePaths",
-    "Arc",
-    "chart",
-    "great_arc",
-    "path_around",
-    "segment",
-    "unit",
-]
-
 _TINY = math.sqrt(torch.finfo(torch.float64).eps)  # below, a difference has lost its direction
 _BESIDE = 0.5  # radians around the great arc that a chart shows
 _ROUND = 96  # points of a drawn circle

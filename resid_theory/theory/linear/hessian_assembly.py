@@ -9,8 +9,6 @@ from torch import Tensor
 
 from resid_theory.theory.linear.linear_nets import forward, prepare, residual
 
-__all__ = ["linear_hessian"]
-
 _SLAB = 1 << 15  # entries written at a time: torch runs so few on one thread, and they stay cached
 
 

@@ -19,19 +19,6 @@ from torch import Tensor
 
 from resid_theory.data.moments import Moments
 
-__all__ = [
-    "LayerMaps",
-    "Unit",
-    "backward",
-    "forward",
-    "linear_gradient",
-    "linear_hvp",
-    "linear_loss",
-    "linear_optimum",
-    "prepare",
-    "residual",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Unit:

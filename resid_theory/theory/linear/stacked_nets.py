@@ -10,8 +10,6 @@ from torch import Tensor
 
 from resid_theory.data.moments import Moments
 
-__all__ = ["StackedChains"]
-
 
 class StackedChains:
     r"""Square loss of stacked plain or n-shortcut linear nets, with gradients in closed form.

@@ -14,8 +14,6 @@ from resid_theory.theory.zero_weights.layout import Layout
 from resid_theory.theory.zero_weights.row_maps import RowMaps, row_jacobian
 from resid_theory.theory.zero_weights.streams import exponential
 
-__all__ = ["Architecture"]
-
 _EPS = torch.finfo(torch.float64).eps
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 
-__all__ = ["RESOLUTION", "CountedSpectrum", "inverted", "is_small"]
-
 _EPS = torch.finfo(torch.float64).eps
 # Near an eigenvalue of a diagonal block or where the matrix is singular a pivot s is small while
 # its neighbours S are not, and S s⁻¹ S carries errors of eps |S|² / s: counts resolve no more than

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from resid_theory._check import check_positive
 
-__all__ = ["escape_start", "escape_steps", "escape_time"]
-
 
 def escape_time(point: Any, *, start: float, stop: float) -> float:
     r"""Time of gradient flow from weights of size ``start`` to size ``stop``.

@@ -17,8 +17,6 @@ from resid_theory._check import check_int, check_positive
 from resid_theory.activations import Activation, activation as named_activation, derivatives
 from resid_theory.runtime.result import Result
 
-__all__ = ["Isometry", "effective_variance", "isometry", "isometry_edges"]
-
 _GRID = 2001  # points of the density, dense at both edges
 _NEWTON = 50
 _LARGEST = 350  # e^(2c) (1 + 2c), the second moment, is a float

@@ -17,8 +17,6 @@ from resid_theory._check import check_int
 from resid_theory.networks.wiring import fixed, has_maps, map_table, number_table
 from resid_theory.theory.zero_weights.streams import Streams, exponential, logarithm
 
-__all__ = ["Layout"]
-
 _MOST = 4096  # blocks whose table of coefficients is held
 _RANGE = 600  # logarithm of what floats hold, with room for squares of data
 

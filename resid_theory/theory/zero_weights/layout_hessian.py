@@ -35,8 +35,6 @@ from resid_theory.theory.zero_weights.zero_point_statistics import (
     resolution_of,
 )
 
-__all__ = ["hessian_at_zero"]
-
 
 def hessian_at_zero(net: Architecture, local: LossAtZero, hidden: int, kink: Any) -> dict[str, Any]:
     """Fields of a ``ZeroPoint`` that tell of the Hessian and of the B of its blocks."""

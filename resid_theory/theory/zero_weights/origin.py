@@ -36,8 +36,6 @@ from resid_theory.theory.zero_weights.relu_limits import check_direction, is_dir
 from resid_theory.theory.zero_weights.row_maps import RowMaps
 from resid_theory.theory.zero_weights.zero_point_statistics import LossAtZero, flushed
 
-__all__ = ["zero_point"]
-
 
 def zero_point(
     data: Any, *, blocks: int | None = None, shortcut_depth: int | None = None,

@@ -16,8 +16,6 @@ from resid_theory.theory.zero_weights.semiseparable import Semiseparable
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 from resid_theory.theory.zero_weights.zero_point_statistics import check_dense, resolution_of
 
-__all__ = ["ZeroPoint"]
-
 _DENSE_EXACT = 8000  # where exact numbers are asked for, counting takes longer than this
 _ESCAPE = {"start": 0.01, "stop": 0.1}  # sizes of the weights in the summary
 _SHOWN = 12  # singular values in print

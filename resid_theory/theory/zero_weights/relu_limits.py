@@ -14,8 +14,6 @@ from resid_theory._check import check_choice
 from resid_theory.theory.zero_weights.architecture import Architecture
 from resid_theory.theory.zero_weights.zero_point_statistics import LossAtZero
 
-__all__ = ["check_direction", "is_direction", "own_correlations", "own_derivatives"]
-
 
 def is_direction(kink: Any) -> bool:
     """Tell a net that gives a direction from the name of a rule."""

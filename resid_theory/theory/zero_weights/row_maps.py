@@ -13,8 +13,6 @@ from resid_theory._check import check_choice, check_finite
 from resid_theory.networks.wiring import NORM_PLACES, single_stream
 from resid_theory.theory.zero_weights.layout import Layout
 
-__all__ = ["RowMaps", "pulled_back", "row_jacobian"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowMaps:

@@ -25,8 +25,6 @@ from resid_theory.theory.zero_weights.counted_spectrum import RESOLUTION, Counte
 from resid_theory.theory.zero_weights.streams import Streams
 from resid_theory.theory.zero_weights.zero_point_statistics import check_dense
 
-__all__ = ["Semiseparable", "dense_spectrum"]
-
 _BASIS = 30  # vectors of a Krylov space: the ends of these spectra are far apart
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from resid_theory._check import check_choice, check_int, check_positive
 from resid_theory.initializations import INITIALIZATIONS
 
-__all__ = ["lyapunov_exponents", "output_growth"]
-
 _GAINS = [name for name, row in INITIALIZATIONS.items() if row.gain is not None]
 
 

@@ -15,8 +15,6 @@ from resid_theory.theory.zero_weights.streams import exponential
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 from resid_theory.theory.zero_weights.zero_point_statistics import LossAtZero, check_dense
 
-__all__ = ["one_layer_spectrum"]
-
 
 def one_layer_spectrum(
     net: Architecture, local: LossAtZero, gains: Tensor, kink: Any

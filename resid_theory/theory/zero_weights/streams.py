@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Streams", "exponential", "logarithm"]
-
 
 def logarithm(numbers: Tensor) -> Tensor:
     """Logarithms of magnitudes, -inf for zeros, and numbers of minus signs, (..., 2)."""

@@ -29,8 +29,6 @@ from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Result
 from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum, inverted
 
-__all__ = ["BlockToeplitz"]
-
 _EPS = torch.finfo(torch.float64).eps
 _ANGLES = 256  # midpoint rule on half the circle for the bulk: percentiles good to about 1e-4
 

@@ -29,8 +29,6 @@ from resid_theory.theory.zero_weights.zero_point_statistics import (
     resolution_of,
 )
 
-__all__ = ["Branch", "TransformerPoint", "transformer_zero_point"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Branch(Storable):

@@ -14,16 +14,6 @@ from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, weighting_of
 from resid_theory.theory.zero_weights.architecture import Architecture
 
-__all__ = [
-    "LossAtZero",
-    "check_dense",
-    "flushed",
-    "merged",
-    "padded",
-    "pair_spectrum",
-    "resolution_of",
-]
-
 _ZERO = 1e-12  # M this small against |g||s| is round-off of the sums behind it
 _DENSE_LIMIT = 1 << 33  # bytes of a dense Hessian built on request
 
