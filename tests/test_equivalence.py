@@ -554,6 +554,46 @@ class Unseen(Rectified):
         return super().forward(x) if float(x.sum()) else x
 
 
+class BasicBlock(nn.Module):
+    """A block as users write it, with an operation in place and layers that it may not call."""
+
+    def __init__(self, inputs, width, also=lambda net, x, out: 0):
+        super().__init__()
+        self.also, self.relu = also, nn.ReLU(inplace=True)
+        self.conv1, self.norm1 = nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.down = nn.Sequential(nn.Conv2d(inputs, width, 1), nn.BatchNorm2d(width))
+        self.head = nn.Sequential(nn.Conv2d(inputs, width, 1), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        first = self.conv1(x)
+        out = self.norm2(self.conv2(self.relu(self.norm1(first))))
+        out += self.down(x)
+        out += self.head(x) if self.training else self.head[0](x)
+        return self.relu(out) + self.also(self, x, first)
+
+
+def test_batch_norms_fold_where_a_forward_calls_them(generator):
+    """In a class of its own, but not those that it does not call."""
+    net = scatter_statistics(nn.Sequential(BasicBlock(3, 4), BasicBlock(4, 4)), generator)
+    folded = rt.fold(net)
+    kept = [name for name, part in folded.named_modules() if isinstance(part, nn.BatchNorm2d)]
+    assert kept == ["0.head.1", "1.head.1"] and type(folded[0]) is BasicBlock
+    assert len(rt.conversion(folded).converted) == 6
+    assert rt.check_equivalence(net, folded, images(generator)).largest < SAME
+
+
+@pytest.mark.parametrize(
+    "also",
+    [lambda net, x, out: net.conv1.weight.sum(), lambda net, x, out: out,
+     lambda net, x, out: net.conv1(-x)],
+    ids=["weight", "output", "second call"],
+)  # fmt: skip
+def test_a_layer_that_is_read_otherwise_does_not_fold(also):
+    with pytest.raises(ValueError, match="net: 'norm1' is a BatchNorm without a convolution"):
+        rt.fold(BasicBlock(1, 1, also).eval())
+
+
 def used_twice():
     part = nn.Sequential(two_convs())
     return nn.Sequential(nn.ReLU(), part, nn.Conv2d(1, 1, 1), part)
@@ -580,16 +620,18 @@ def tied():
          "'2' is a BatchNorm without a conv.* directly in front"),
         (lambda: rt.fold(nn.Sequential(nn.BatchNorm2d(1)).eval()), "BatchNorm without a conv"),
         (lambda: rt.fold(rt.preresnet(10).eval()), "'block1.branch.bn1' is a BatchNorm with"),
-        (lambda: rt.fold(nn.ModuleList([nn.BatchNorm2d(1)])), "order of its layers is unknown"),
-        (lambda: rt.fold(normed(Scaled(2, 2))), "'0' in front of the BatchNorm '1' is a Scaled"),
+        (lambda: rt.fold(nn.ModuleList([nn.BatchNorm2d(1)])), "'0' inside and a forward that"),
+        (lambda: rt.fold(normed(Scaled(2, 2))), "'0', to be folded, is a Scaled"),
         (lambda: rt.fold(normed(prune.identity(nn.Linear(2, 2), "weight"))),
          "'0' is made by hooks"),
         (lambda: rt.fold(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(30, 30)))),
          "'0' changes whenever it is read"),
         (lambda: rt.fold(rt.full_net(8)[3:]), "^net: 'block1.branch.bn1' uses the statistics of"),
         (lambda: rt.fold(normed(with_forward(nn.Linear(2, 2)))),
-         "^net: layer '0' in front of the BatchNorm '1' is a Linear, which has a forward of its"
-         " own, needs that of nn.Linear \\("),
+         "^net: '0', to be folded, is a Linear, which has a forward of its own, needs that of "
+         "nn.Linear \\("),
+        (lambda: rt.fold(nn.Sequential(nn.Conv2d(1, 1, 1), with_forward(nn.BatchNorm2d(1))).eval()),
+         "'1', to be folded, is a BatchNorm2d, which has a forward of its own"),
         (lambda: rt.fold(nn.Sequential(Twice(1, 1, 1), nn.BatchNorm2d(1)).eval()),
          "is a Twice, which has a forward of its own, needs that of nn.Conv2d \\("),
         (lambda: rt.to_plain(nn.Sequential(with_forward(Block(nn.Linear(2, 2))))),

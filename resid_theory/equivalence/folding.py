@@ -11,7 +11,9 @@ from resid_theory.equivalence.conversion import (
     check_two_axes,
     described,
     effective,
+    in_modes_of,
 )
+from resid_theory.equivalence.tracing import traced
 from resid_theory.networks import Block
 
 _OWN = (
@@ -19,6 +21,7 @@ _OWN = (
     "weight by torch.nn.utils.parametrize"
 )
 BatchNorm = nn.modules.batchnorm._BatchNorm
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNorm)
 
 
 def fold(net: nn.Module) -> nn.Module:
@@ -27,11 +30,12 @@ def fold(net: nn.Module) -> nn.Module:
     Every BatchNorm directly behind a convolution or ``nn.Linear`` becomes part of it, and every
     parametrized weight, Dirac, residual or another, an ordinary one. Layers keep their names;
     BatchNorms are no longer in the sequence. Blocks with a shortcut are folded inside and remain
-    blocks. :func:`conversion` says what was folded and what not.
+    blocks, modules with a forward of their own remain of their class, with ``nn.Identity`` where
+    BatchNorms were. :func:`conversion` says what was folded and what not.
 
     Args:
-        net: A net in eval mode: ``nn.Sequential``, nested or with :class:`networks.Block`, of
-            any layers. In other modules weights are folded, BatchNorm is refused.
+        net: A net in eval mode, such as a ResNet. A forward of its own is read by ``torch.fx``, as
+            it runs in this mode with the defaults of its arguments.
 
     Returns:
         A new net; the original is not changed. Its record of how it was built
@@ -40,8 +44,9 @@ def fold(net: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: If a BatchNorm is in train mode or keeps no statistics, if one is not directly
-            behind a linear layer (as in pre-activation nets) or that has a forward of its own or
-            hooks, or a weight is made by hooks or changes whenever it is read.
+            behind a linear layer (as in pre-activation nets), if either has a forward of its own or
+            hooks, if a module with BatchNorm cannot be traced, or a weight is made by hooks or
+            changes whenever it is read.
 
     Source:
         Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2.
@@ -71,32 +76,67 @@ class _Folding(Converter):
     def part(self, module: nn.Module, name: str) -> nn.Module:
         """The folded module in a module's place; sequences and blocks are changed in place."""
         if isinstance(module, BatchNorm):
+            if name in self.left:
+                return module
             raise ValueError(
                 f"net: {name!r} is a BatchNorm without a convolution or nn.Linear directly in "
-                f"front; only one behind them folds ({_OWN})"
+                f"front whose output it alone reads; no other one folds ({_OWN})"
             )
         if isinstance(module, LINEAR_MAPS):
             return self._layer(module, name)
         in_order = type(module) is nn.Sequential
-        inside = [key for key, part in module.named_modules() if isinstance(part, BatchNorm)]
-        if inside and not in_order and not isinstance(module, Block):
-            graph = "; fold first: rt.absorb(rt.fold(net))" * isinstance(module, fx.GraphModule)
-            raise ValueError(
-                f"net: {repr(name) if name else 'it'} is a {type(module).__name__} with "
-                f"{inside[0]!r} inside; "
-                f"the order of its layers is unknown, needs nn.Sequential or networks.Block{graph}"
-            )
+        if not in_order and not isinstance(module, Block):
+            self._own_forward(module, name)
         # Not named_children(), which omits the second use of a module.
         parts = [(key, part) for key, part in module._modules.items() if part is not None]
         for (key, part), (behind, norm) in zip(parts, [*parts[1:], ("", None)], strict=False):
-            where = f"{name}.{key}" if name else key
-            if in_order and isinstance(part, LINEAR_MAPS) and isinstance(norm, BatchNorm):
-                new = self._layer(part, where, norm, f"{name}.{behind}" if name else behind)
+            where, after = (f"{name}.{word}".lstrip(".") for word in (key, behind))
+            pair = isinstance(part, LINEAR_MAPS) and isinstance(norm, BatchNorm)
+            if in_order and pair and after not in self.left:
+                new = self._layer(part, where, norm, after)
                 module._modules[key] = new
                 del module._modules[behind]
             elif key in module._modules:
                 module._modules[key] = self.part(part, where)
         return module
+
+    def _own_forward(self, module: nn.Module, name: str) -> None:
+        """Fold each BatchNorm in a module by its graph; an identity takes its place."""
+        names = {part: f"{name}.{key}".strip(".") for key, part in module.named_modules()}
+        norms = [part for part in names if isinstance(part, BatchNorm)]
+        if all(names[norm] in self.left for norm in norms):
+            return
+        try:
+            graph = traced(module)
+        except Exception as error:  # whatever the user's forward raises
+            words = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"net: {repr(name) if name else 'it'} is a {type(module).__name__} with "
+                f"{names[norms[0]]!r} inside and a forward that torch.fx cannot trace: {words}; "
+                "needs one that it can, or modules inside that are folded one by one"
+            ) from error
+        calls: dict[nn.Module, list[fx.Node]] = {}
+        read = set[nn.Module]()  # whose tensors a forward takes
+        for node in graph.graph.nodes:
+            if node.op == "call_module":
+                calls.setdefault(graph.get_submodule(node.target), []).append(node)
+            elif node.op == "get_attr":
+                read.add(graph.get_submodule(node.target.rpartition(".")[0]))
+        for norm in norms:
+            if norm not in calls:
+                self.left[names[norm]] = "is not called in this mode"
+                continue
+            fronts = [node.all_input_nodes[0] for node in calls[norm]]
+            layer = next((part for part, nodes in calls.items() if nodes == fronts), None)
+            alone = all(len(front.users) == 1 for front in fronts)
+            if not isinstance(layer, LINEAR_MAPS) or not alone or read & {norm, *layer.modules()}:
+                self.part(norm, names[norm])  # refuses it
+            assert layer is not None
+            new = self._layer(layer, names[layer], norm, names[norm])
+            places = {layer: new, norm: in_modes_of(norm, nn.Identity())}
+            for part in names:
+                part._modules.update({key: places[old] for key, old in part._modules.items()
+                                      if old in places})  # fmt: skip
 
     def _layer(
         self, layer: nn.Module, name: str, norm: BatchNorm | None = None, norm_name: str = ""
@@ -124,19 +164,19 @@ def _with_norm(
     layer: nn.Module, name: str, norm: BatchNorm, norm_name: str
 ) -> tuple[Tensor, Tensor]:
     """W' = diag(s) W and b' = beta + s (b - mu) with s = gamma / sqrt(v + eps), in float64."""
+    for part, place, bases in ((norm, norm_name, _NORMS), (layer, name, LINEAR_MAPS)):
+        kind = parametrize.type_before_parametrizations(part)
+        base = next(each for each in bases if isinstance(part, each))
+        own = [word for word in ("forward", "_conv_forward")
+               if getattr(kind, word, None) is not getattr(base, word, None)]  # fmt: skip
+        if own or "forward" in part.__dict__:
+            raise ValueError(
+                f"net: {place!r}, to be folded, is a {kind.__name__}, which has a forward of its "
+                f"own, needs that of nn.{base.__name__} ({_OWN})"
+            )
     if norm.training or norm.running_mean is None or norm.running_var is None:
         advice = "call net.eval() first" if norm.running_mean is not None else "it has no others"
         raise ValueError(f"net: {norm_name!r} uses the statistics of each batch; {advice}")
-    kind = parametrize.type_before_parametrizations(layer)
-    base = next(each for each in LINEAR_MAPS if isinstance(layer, each))
-    own = [word for word in ("forward", "_conv_forward")
-           if getattr(kind, word, None) is not getattr(base, word, None)]  # fmt: skip
-    if own or "forward" in layer.__dict__:
-        raise ValueError(
-            f"net: layer {name!r} in front of the BatchNorm {norm_name!r} is a {kind.__name__}, "
-            f"which has a forward of its own, needs that of nn.{base.__name__} "
-            f"({_OWN})"
-        )
     weight = effective(layer, name)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double()

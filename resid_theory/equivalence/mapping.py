@@ -81,7 +81,7 @@ def to_plain(net: nn.Module) -> nn.Module:
     plain.leave(new, "carries no identity", additions=True)
     return plain.finished(
         new, "no weight has a ResidualWeight, DominantWeight or DiracWeight, and there is no "
-        "AddIdentity and no networks.Block; additions in a module's forward are not seen"
+        "AddIdentity and no networks.Block; additions in a module's forward: rt.absorb"
     )  # fmt: skip
 
 

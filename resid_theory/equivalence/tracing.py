@@ -84,7 +84,7 @@ def parts_of(
             waiting = [*inside, *waiting]
             continue
         try:
-            module = _traced(module, None if name else sample, leaves)
+            module = traced(module, None if name else sample, leaves)
             _without_in_place(module, inner=bool(name))
             graphs[name] = NetGraph(module, name)
         except Exception as error:  # whatever the user's forward raises
@@ -96,7 +96,7 @@ def parts_of(
     return graphs, refused
 
 
-def _traced(net: nn.Module, sample: Any, leaves: bool) -> fx.GraphModule:
+def traced(net: nn.Module, sample: Any = None, leaves: bool = False) -> fx.GraphModule:
     """The graph, by ``torch.fx`` or, with a sample, ``torch.export``."""
     parameters = inspect.signature(net.forward).parameters.values()
     args = sample if isinstance(sample, tuple) else () if sample is None else (sample,)
