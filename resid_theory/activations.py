@@ -140,15 +140,7 @@ def at_zero(function: Activation | None) -> AtZero:
 
 
 def derivatives(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second derivative of an elementwise activation.
-
-    Args:
-        function: An elementwise callable, or ``None`` for the identity.
-        z: Points, any shape.
-
-    Returns:
-        s'(z) and s''(z), each of the shape of ``z``; s'' of a piecewise linear function is 0.
-    """
+    """First and second derivative at points z; None is the identity."""
     if function is None:
         return torch.ones_like(z), torch.zeros_like(z)
     with torch.inference_mode(False), torch.enable_grad():

@@ -48,14 +48,7 @@ def map_tensors(content: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def tensors_of(content: Any) -> Iterator[Tensor]:
-    """The tensors of a nest.
-
-    Args:
-        content: As for :func:`map_tensors`.
-
-    Yields:
-        Tensors in a fixed order.
-    """
+    """The tensors of a nest, in a fixed order."""
     if isinstance(content, Tensor):
         yield content
     elif isinstance(content, (Mapping, tuple, list)):
@@ -102,16 +95,7 @@ def leaves_of(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def rows_of(content: Any, rows: Any, samples: int) -> Any:
-    """Some samples of a nest whose tensors have them along the first axis.
-
-    Args:
-        content: As for :func:`map_tensors`.
-        rows: A slice or a tensor of indices.
-        samples: Number of samples; a tensor of another length belongs to all of them.
-
-    Returns:
-        The same nest with fewer samples.
-    """
+    """Some samples of a nest; a tensor with another number of rows belongs to all samples."""
 
     def some(tensor: Tensor) -> Tensor:
         return tensor[rows] if tensor.dim() and len(tensor) == samples else tensor
@@ -120,15 +104,7 @@ def rows_of(content: Any, rows: Any, samples: int) -> Any:
 
 
 def moved(before: Tensor, after: Tensor) -> bool:
-    """Tell a change of a tensor from round-off.
-
-    Args:
-        before: Numbers of a computation.
-        after: Those of another one, of the same shape.
-
-    Returns:
-        True for more than round-off may do.
-    """
+    """Tell a change of a tensor from round-off."""
     if not before.is_floating_point() or not before.numel():
         return False
     tolerance = max(_STEPS, torch.finfo(before.dtype).eps ** 0.5)

@@ -55,17 +55,7 @@ def numbers(readings: "SpectralStatistics") -> dict[str, Any]:
 
 
 def measure(setup: "Setup", data: "Regression", seed: int, *, progress: bool) -> PredictionCheck:
-    """Measure the spectrum of a net with drawn weights and predict it where theory reaches.
-
-    Args:
-        setup: The net, its start and its loss.
-        data: The data, as ``setup.load`` gives them.
-        seed: Of the weights.
-        progress: Whether to show a progress bar on standard error.
-
-    Returns:
-        Both spectra.
-    """
+    """Measure the spectrum of a net with drawn weights and predict it where theory reaches."""
     import resid_theory as rt
 
     net = setup.net(seed)

@@ -47,18 +47,7 @@ def renamed(**options: str) -> Iterator[None]:
 
 
 def checkpoint_net(checkpoint: str) -> "nn.Module":
-    """A net from a checkpoint, or from a file of the DiracNet authors.
-
-    Args:
-        checkpoint: Name or path; ``.pt``, ``.pt7`` and ``.pth`` are the authors' files.
-
-    Returns:
-        The net, in eval mode, on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or has no record of its architecture.
-    """
+    """A net in eval mode, from a checkpoint or from a file of the DiracNet authors."""
     import resid_theory as rt
 
     path = {checkpoint: f"--checkpoint: {checkpoint}"}  # how errors about a file begin
@@ -69,22 +58,7 @@ def checkpoint_net(checkpoint: str) -> "nn.Module":
 
 
 def model_net(model: str, seed: int, weights: Path | None = None) -> "nn.Module":
-    """A net that a user's own code makes; the code is run.
-
-    Args:
-        model: ``module:callable``, the module searched in the current directory first; without
-            arguments the callable returns an ``nn.Module``. A module that is there already is
-            taken as it is.
-        seed: Of torch's generator while the code runs, so that weights drawn there come again.
-        weights: State dict or checkpoint that the net then takes.
-
-    Returns:
-        The net.
-
-    Raises:
-        ValueError: If there is no such module or callable, the code raises an error, what it
-            returns is no net, or the weights do not fit it.
-    """
+    """A net that a user's own code makes, which is run with torch's generator at the seed."""
     import torch
     from torch import nn
 

@@ -83,11 +83,7 @@ def check_reached(
 
 
 class WatchCuts(TorchFunctionMode):
-    """A mode that notes whether values are cut from the graph of a net that runs inside.
-
-    Attributes:
-        seen: Whether a value with a gradient was detached, or something was computed of it without.
-    """
+    """A mode that notes whether values are cut from the graph of a net that runs inside."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -44,12 +44,7 @@ class UnitGroup:
 
 
 class HiddenUnits:
-    """Pairs of weights in branches, found by changes that are sent from readers to writers.
-
-    Args:
-        batches: Passes over the data; gives graphs of each batch.
-        exact: Whether these are at zero, not on both sides of it.
-    """
+    """Pairs of weights in branches, found by changes that are sent from readers to writers."""
 
     def __init__(self, batches: Callable[[], Iterable[Sides]], *, exact: bool) -> None:
         self._batches, self._exact = batches, exact
@@ -236,15 +231,7 @@ def _mixed(writer: Key) -> ValueError:
 
 
 class PredictedLoss:
-    """Half the quadratic form of a predicted Hessian.
-
-    Args:
-        uses: A use of each weight.
-        units: Couplings of hidden units.
-        total: Sum of the batches' weights.
-        shifts: Names of the parameters that move the stream.
-        shift: Their Hessian: of one of them, if each moves all as the others do, or of all.
-    """
+    """Half the quadratic form of a predicted Hessian."""
 
     def __init__(
         self, uses: Mapping[Key, WeightUse], units: HiddenUnits, total: float,
@@ -277,7 +264,7 @@ class PredictedLoss:
                 value = value + (out @ block * rows).sum() / self.total
         if self._shift is not None:
             parts = [moves[name].flatten() for name in self._shifts]
-            alike = len(self._shift) == len(parts[0])
+            alike = len(self._shift) == len(parts[0])  # each moves all as the others do
             moved = torch.stack(parts).sum(0) if alike else torch.cat(parts)
             value = value + moved @ self._shift @ moved / 2
         return value

@@ -203,17 +203,7 @@ class Batch:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """All samples of several batches in one.
-
-    Args:
-        batches: Batches of one data set, at least one.
-
-    Returns:
-        A batch that shares memory with a single one.
-
-    Raises:
-        ValueError: If their samples have different shapes.
-    """
+    """All samples of several batches in one, at least one; a single one is returned."""
     first = batches[0]
     if len(batches) == 1:
         return first

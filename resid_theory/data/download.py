@@ -32,21 +32,7 @@ def _cache_folder(platform: str = sys.platform) -> Path:
 def find_or_download(
     name: str, sha256: str, mirrors: Sequence[str], *, data_set: str, progress: bool
 ) -> Path:
-    """Path of an official file, downloaded from the first mirror that delivers it undamaged.
-
-    Args:
-        name: Name of the file, which is appended to a mirror's address.
-        sha256: Expected sha256 of the file, checked after a download.
-        mirrors: Addresses, in the order of trying.
-        data_set: Name of the data set, which is also that of its folder.
-        progress: Whether a download shows a bar on stderr.
-
-    Returns:
-        Where the file is.
-
-    Raises:
-        FileNotFoundError: If no folder holds it and no mirror delivers it; names all of them.
-    """
+    """Path of an official file, downloaded from the first mirror that delivers it undamaged."""
     searched = [folder / name for folder in search_folders(data_set)]
     for path in searched:
         if path.is_file():

@@ -19,15 +19,7 @@ _ROWS = 256  # samples of a Dataset that are read together
 
 
 def whole_set(data: Any) -> Triple | Images | Mapping[str, Any] | None:
-    """The whole set, if the data are one pair or triple, or images; None for batches.
-
-    Args:
-        data: Data in any form.
-
-    Returns:
-        Inputs, targets and what is behind them, unchecked; images for inputs that are bytes of
-        images; a mapping with labels as it is.
-    """
+    """The whole set, if the data are one pair or triple, or images; None for batches."""
     if isinstance(data, Images) or is_labelled(data):
         return data
     if isinstance(data, TensorDataset):
@@ -64,19 +56,7 @@ def as_batches(data: Any) -> Any:
 
 
 def check_triple(item: Any) -> Triple:
-    """Check a batch of inputs and targets.
-
-    Args:
-        item: A pair or triple, an object or a mapping with ``x`` and ``y``, or a mapping of inputs
-            with ``labels`` among them.
-
-    Returns:
-        Inputs and targets as tensors or nests of them, and what is behind: a tensor or None.
-
-    Raises:
-        ValueError: If it is none, x and y have not the same number of samples, or not all numbers
-            are finite.
-    """
+    """Check a batch: inputs and targets as tensors or nests, and what is behind them or None."""
     found = _named(item)
     if found is None and isinstance(item, (tuple, list)):
         found = _triple(item)
@@ -124,14 +104,7 @@ def has_weights(data: Any) -> bool:
 
 
 def is_labelled(data: Any) -> bool:
-    """True for inputs by name with their targets among them, as models of transformers take both.
-
-    Args:
-        data: A batch or anything else.
-
-    Returns:
-        Whether it is a mapping with an entry ``labels`` beside others.
-    """
+    """True for inputs by name with their ``labels`` among them, as transformers take both."""
     return isinstance(data, Mapping) and "labels" in data and len(data) > 1
 
 

@@ -16,14 +16,7 @@ _ALIKE = 1e-3  # relative difference of slopes; losses of float64 logits may be 
 
 
 def next_labels(labels: Tensor) -> Tensor:
-    """Labels of tokens at the places of the logits that predict them.
-
-    Args:
-        labels: (samples, tokens), each at the place of its own token.
-
-    Returns:
-        The same one place to the left, with the label that counts for nothing at the end.
-    """
+    """Labels (samples, tokens) of tokens at the places of the logits that predict them."""
     return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], 1)
 
 

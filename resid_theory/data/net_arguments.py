@@ -16,16 +16,7 @@ from resid_theory.runtime.resources import is_out_of_memory
 
 
 def arguments_of(net: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a net.
-
-    Args:
-        net: Any module.
-        x: Inputs.
-
-    Returns:
-        Those of ``net(*x)`` for a tuple, of ``net(**x)`` for a mapping, of ``net(x)`` for all else
-        and where only that fits the signature of ``net.forward``.
-    """
+    """Arguments of a net: ``net(*x)``, ``net(**x)`` or, where only that fits, ``net(x)``."""
     if isinstance(x, Mapping) and (takes(net, **x) or not takes(net, x)):
         return (), dict(x)
     if isinstance(x, (tuple, list)) and (takes(net, *x) or not takes(net, x)):
@@ -57,14 +48,7 @@ def naming_inputs(x: Any, argument: str = "the net") -> Iterator[None]:
 
 
 def whole_inputs(data: Any) -> Any:
-    """A whole set that begins with its inputs; None for batches.
-
-    Args:
-        data: Data in any form, with or without targets.
-
-    Returns:
-        The set, to be taken apart by :func:`inputs_of`.
-    """
+    """A whole set that begins with its inputs, for :func:`inputs_of`; None for batches."""
     if isinstance(data, (Images, Mapping)) or is_array(data):
         return data
     if isinstance(data, TensorDataset):
@@ -80,19 +64,7 @@ def whole_inputs(data: Any) -> Any:
 
 
 def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
-    """Inputs of a batch, and what stands behind them.
-
-    Args:
-        item: An array, a tuple that begins with what the net takes, a mapping, or an object.
-        net: The net that is to take them.
-
-    Returns:
-        A tensor or a nest of tensors, targets as they are or None, and a sentence about entries
-        that are left out.
-
-    Raises:
-        ValueError: If there are no samples, or they are not finite.
-    """
+    """Inputs of a batch, what stands behind them, and a sentence about what is left out."""
     note, x, y = None, item, None
     if isinstance(item, Mapping):
         if "x" in item and item.keys() <= {"x", "y"}:
@@ -134,17 +106,7 @@ def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
 def taken_by(
     net: nn.Module, x: Mapping[str, Any], labels: Any = None
 ) -> tuple[Mapping[str, Any], str | None]:
-    """Those of some inputs that a net takes by name.
-
-    Args:
-        net: A net.
-        x: Its inputs and maybe more, by name.
-        labels: Targets that came with them. An encoder with a decoder makes the decoder's inputs
-            from them, where there are no others; they are then inputs, too.
-
-    Returns:
-        The inputs, and a sentence about entries that are left out.
-    """
+    """Those of some inputs that a net takes by name, and a sentence about what is left out."""
     decodes = getattr(getattr(net, "config", None), "is_encoder_decoder", False)
     if labels is not None and decodes and not any(name.startswith("decoder_input") for name in x):
         x = {**x, "labels": labels}
@@ -168,16 +130,7 @@ def _as_tensors(x: Any) -> Any:
 
 
 def takes(net: nn.Module, *args: Any, **kwargs: Any) -> bool:
-    """True if arguments fit the signature of a net, or it shows none.
-
-    Args:
-        net: A net.
-        args: Arguments by position.
-        kwargs: Those by name.
-
-    Returns:
-        True or False.
-    """
+    """True if arguments fit the signature of a net, or it shows none."""
     try:
         inspect.signature(net.forward).bind(*args, **kwargs)
     except TypeError:

@@ -33,16 +33,7 @@ def examples(batches: Sequence[Batch], count: int) -> tuple[Batch, Batch]:
 
 
 def coupling(axes: SampleAxes | None, few: Any, more: Any) -> str:
-    """Reason for which batches cannot be split or put together.
-
-    Args:
-        axes: Where samples are.
-        few: Output of the few samples of :func:`examples`.
-        more: That of more of them.
-
-    Returns:
-        A sentence, if outputs of samples depend on the others; empty else.
-    """
+    """Reason for which batches cannot be split or put together; empty if they can."""
     if axes is None:
         return "net: no axis of its outputs grows with the samples alone"
     pairs = zip(axes.spread(few), axes.spread(more), strict=True)

@@ -55,15 +55,7 @@ def class_axis(output: Tensor, target: Tensor) -> int | None:
 
 
 def names_class(output: Tensor, labels: Tensor) -> Tensor:
-    """Labels that are classes of the outputs; others, such as -100 or 255, count for nothing.
-
-    Args:
-        output: Outputs that the loss takes with these labels.
-        labels: Their labels.
-
-    Returns:
-        True or False for each label.
-    """
+    """Labels that are classes of the outputs; others, such as -100 or 255, count for nothing."""
     axis = class_axis(output, labels)
     return (labels >= 0) & (labels < output.shape[1 if axis is None else axis])
 

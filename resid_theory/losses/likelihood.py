@@ -161,14 +161,7 @@ class Categorical(Predictions):
 
 
 def likelihood_of(function: Any) -> Likelihood | None:
-    """That of a loss of torch, a function or a module; None for any other.
-
-    Args:
-        function: The loss. With class weights or smoothed labels it is the likelihood of nothing.
-
-    Returns:
-        A function (output, target).
-    """
+    """That of a loss of torch without class weights and smoothing; None for any other."""
     total = getattr(function, "reduction", "mean") == "sum"
     reshaped = ("weight", "pos_weight")
     if any(isinstance(getattr(function, name, None), Tensor) for name in reshaped):

@@ -53,18 +53,7 @@ class OwnLoss(Loss):
 
 
 def own_loss(net: nn.Module, batch: Any) -> Tensor:
-    """The loss that a model computes on a batch with labels.
-
-    Args:
-        net: A model that takes labels by name.
-        batch: Its inputs and labels, by name.
-
-    Returns:
-        Entry ``loss`` of its output.
-
-    Raises:
-        ValueError: If there are no labels, or the output has no loss.
-    """
+    """The loss that a model computes on a batch with labels, the entry ``loss`` of its output."""
     if not isinstance(batch, Mapping) or "labels" not in batch:
         given = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(

@@ -105,18 +105,7 @@ def _common(argument: str, widths: list[int]) -> int:
 
 
 def single_stream(reads: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Numbers λ and α of the stream :math:`h \leftarrow \lambda_k h + \alpha_k F_k(h)`.
-
-    Args:
-        reads: A, (K, K), float64.
-        out: a, (K + 1,), float64.
-
-    Returns:
-        λ and α, (K,).
-
-    Raises:
-        ValueError: If the coefficients are not those of one stream.
-    """
+    r"""λ and α, (K,), of the stream :math:`h \leftarrow \lambda_k h + \alpha_k F_k(h)`."""
     count = len(reads)
     wide = torch.cat([nn.functional.pad(reads, (0, 1)), out[None]])
     skip = torch.zeros(count, dtype=torch.float64)

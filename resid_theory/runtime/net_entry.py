@@ -18,19 +18,7 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
 
 
 def inner_net(net: nn.Module, argument: str = "net") -> nn.Module:
-    """The net inside wrappers that only call it.
-
-    Args:
-        net: A net, or what ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` or
-            ``AveragedModel`` made of one, also one around the other.
-        argument: Name of the argument.
-
-    Returns:
-        The net itself, which shares its parameters with the wrapper, under its own names.
-
-    Raises:
-        ValueError: If it is no module, or a wrapper has hooks, which the net inside does not call.
-    """
+    """The net inside wrappers that only call it; these have no hooks of their own."""
     if not isinstance(net, nn.Module):
         raise ValueError(f"{argument}: got {type(net).__name__}, needs a torch.nn.Module")
     while (inner := _wrapped(net)) is not None:
@@ -56,21 +44,7 @@ def _wrapped(net: nn.Module) -> nn.Module | None:
 def check_net(
     net: Any, argument: str = "net", *, finite: bool = True, meta: bool = False
 ) -> nn.Module:
-    """Look through the wrappers of a net, and check what is inside.
-
-    Args:
-        net: Any module.
-        argument: Name of the argument.
-        finite: Whether parameters are to be finite.
-        meta: Whether tensors may lack values.
-
-    Returns:
-        The net inside its wrappers.
-
-    Raises:
-        ValueError: If it is no module, its parameters have no shape or no values yet or are
-            distributed over processes, or they are not finite.
-    """
+    """Look through the wrappers of a net, and check that it has whole parameters with values."""
     net = inner_net(net, argument)
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if nn.parameter.is_lazy(tensor):
@@ -92,17 +66,7 @@ def check_net(
 
 
 def check_differentiable(net: nn.Module) -> nn.Module:
-    """Check that derivatives can be taken through a net.
-
-    Args:
-        net: Any module.
-
-    Returns:
-        The same net.
-
-    Raises:
-        ValueError: If it was made under ``torch.inference_mode``, or a part of it was.
-    """
+    """Refuse a net that was made under ``torch.inference_mode``; return the others."""
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if tensor.is_inference():
             raise ValueError(
@@ -113,19 +77,7 @@ def check_differentiable(net: nn.Module) -> nn.Module:
 
 
 def layered_net(net: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """The net whose layers are measured: that inside wrappers, or its copy on another device.
-
-    Args:
-        net: Any module.
-        device: Device to measure on, None for the net's own.
-
-    Returns:
-        A net whose layers Python calls.
-
-    Raises:
-        ValueError: If :func:`check_net` refuses it, it is scripted or traced, or torch cannot use
-            the device.
-    """
+    """The net whose layers are measured: that inside wrappers, or its copy on another device."""
     net = check_net(net)
     if isinstance(net, torch.jit.ScriptModule):
         raise ValueError(
@@ -189,14 +141,7 @@ def _gradient_hooks(net: nn.Module) -> Iterator[Any]:
 
 @contextmanager
 def without_hooks(tables: Iterable[Any]) -> Iterator[None]:
-    """Switch off the hooks in some tables.
-
-    Args:
-        tables: Tables of hooks, as modules and tensors have them; None for no hooks.
-
-    Yields:
-        Nothing.
-    """
+    """Switch off the hooks in some tables, as modules and tensors have them."""
     held = [(table, dict(table)) for table in tables if table]
     try:
         for table, _ in held:

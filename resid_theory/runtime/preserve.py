@@ -152,14 +152,7 @@ def seed_devices(seed: int, devices: Iterable[torch.device]) -> None:
 
 @contextmanager
 def evaluated(net: nn.Module) -> Iterator[None]:
-    """Run a net in eval mode inside; the flags of its modules are put back.
-
-    Args:
-        net: The model.
-
-    Yields:
-        Nothing.
-    """
+    """Run a net in eval mode inside; the flags of its modules are put back."""
     flags = {m: m.training for m in net.modules() if hasattr(m, "training")}
     try:
         set_eval(net)

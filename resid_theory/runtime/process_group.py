@@ -10,18 +10,7 @@ from torch import Tensor
 
 
 class ProcessGroup:
-    """The processes that share a data set; without a group, this one alone.
-
-    Args:
-        group: None, ``"world"`` for all processes, or a process group.
-
-    Attributes:
-        count: Number of processes.
-        rank: Number of this process, from 0.
-
-    Raises:
-        ValueError: If torch.distributed is not initialized, or this is no group.
-    """
+    """The processes that share a data set; without a group, this one alone."""
 
     def __init__(self, group: Any = None) -> None:
         self._group = group

@@ -25,11 +25,7 @@ _WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings on which the result of one cell of a sweep depends.
-
-    Raises:
-        ValueError: If a value is not of its field's type; names field, given and needed.
-    """
+    """Settings on which the result of one cell of a sweep depends, each of its field's type."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

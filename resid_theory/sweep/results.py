@@ -22,14 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration of a sweep.
-
-    Attributes:
-        task: Name of the task.
-        settings: Settings of the task.
-        key: Hash of task, settings and schema.
-        config: Task and all settings by name.
-    """
+    """One configuration of a sweep; its key is a hash of task, settings and schema."""
 
     task: str
     settings: Task

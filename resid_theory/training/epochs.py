@@ -23,11 +23,7 @@ def seed_from(*parts: int) -> int:
 
 
 class Epochs:
-    """All epochs of a training: functions of seed and number, so that a resume repeats them.
-
-    Attributes:
-        steps: Number of steps in an epoch.
-    """
+    """All epochs of a training: functions of seed and number, so that a resume repeats them."""
 
     def __init__(self, data: DeviceDataset, recipe: Recipe, device: torch.device) -> None:
         self.data, self.recipe, self.device = data, recipe, device

@@ -27,16 +27,7 @@ from resid_theory.training.step_graphs import NOT_REPLAYED, StepGraphs
 
 
 class Session:
-    """A training in progress.
-
-    Args:
-        nets: On the device, in the recipe's precision.
-        data: The training data.
-        test: Data to measure on, or None.
-        recipe: How to train.
-        seeds: One for each net.
-        settings: Everything else.
-    """
+    """A training in progress, of nets that are on the device in the recipe's precision."""
 
     def __init__(
         self,

@@ -14,13 +14,7 @@ from resid_theory.training.recipe import DIRACNETS, NOISE_STABILITY, NOISE_STABI
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A family of nets and how its paper trains it.
-
-    Attributes:
-        builder: Public function of the library.
-        depth: The usual depth in the paper.
-        recipe: The paper's recipe on CIFAR-10.
-    """
+    """A family of nets: its public builder, usual depth and the paper's recipe on CIFAR-10."""
 
     builder: Callable[..., nn.Sequential]
     depth: int

@@ -47,16 +47,7 @@ class StepGraphs:
         self.fault: str | None = None
 
     def replay(self, place: int, samples: int, last: int) -> bool:
-        """Take a step, recorded before if it is the first of its kind.
-
-        Args:
-            place: Place of the step in its epoch.
-            samples: Number of its samples.
-            last: Place of the last step with as many.
-
-        Returns:
-            Whether it was taken.
-        """
+        """Take a step, recorded at the first of its kind; False if steps are not replayed."""
         group, *_ = self._optimizer.param_groups
         if not isinstance(group["lr"], Tensor):
             self.fault = "needs parameters in float32 and dense gradients"
