@@ -424,6 +424,29 @@ def test_a_loss_that_compares_samples_later_on():
             rt.curvature_operator(net, late, data, **options)
 
 
+def limited(net, x):
+    """An expert that takes the first 20 samples: few do not show it."""
+    return net.logits(x).index_add(0, torch.arange(len(x))[:20], net.logits(x[:20]).tanh())
+
+
+@pytest.mark.parametrize("kind", ["net", "loss"])
+def test_what_few_samples_do_not_show_is_no_part_of_a_mean(kind):
+    net = Net(limited) if kind == "net" else mlp()
+    weight = torch.tensor([1.0, 2.0, 0.0]).double()  # smoothed labels of class 2 have a loss over 0
+    loss = F.cross_entropy if kind == "net" else nn.CrossEntropyLoss(weight, label_smoothing=0.2)
+    x, y = numbers(40, 4), torch.arange(40) % 3
+    y[30:] = 2
+    value = loss(net(x), y)
+    exact = oracles.hessian_by_nested_gradients(value, list(net.parameters()))
+    made = rt.curvature_operator(net, loss, (x, y))
+    assert relative_error(made.dense(), exact) <= HESSIAN
+    assert rt.evaluate(net, (x, y), loss=loss).loss == pytest.approx(value.item(), rel=1e-13)
+    parts = [(x[:30], y[:30]), (x[30:], y[30:])]
+    for call in (rt.hessian, rt.curvature_operator, rt.evaluate):
+        with pytest.raises(ValueError, match=f"^{kind}: (its samples know each|needs a mean)"):
+            call(net, data=parts, loss=loss)
+
+
 class Gate(nn.Module):
     """A step in float32."""
 

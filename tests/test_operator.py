@@ -529,7 +529,7 @@ def test_the_error_of_samples_one_by_one_is_that_of_their_mean(monkeypatch):
     operator = rt.curvature_operator(net, "cross_entropy", data, matrix="empirical_fisher")
     call, sizes = EmpiricalRisk.graph, []
     monkeypatch.setattr(
-        EmpiricalRisk, "graph", lambda *given: sizes.append(given[-1]) or call(*given)
+        EmpiricalRisk, "graph", lambda *given, **kw: sizes.append(given[3]) or call(*given, **kw)
     )
     assert operator.error is not None and sizes == [1] * 2 * 16
 
@@ -803,11 +803,11 @@ def lacking(monkeypatch, most, probed=float("inf")):
     """Graphs of more samples than these run out of memory, and those that are measured."""
     build, tried = EmpiricalRisk.graph, []
 
-    def graph(self, batch, start, count, *, weigh=False):
+    def graph(self, batch, start, count, *, weigh=False, **options):
         tried.append(count)
         if count > (probed if weigh else most):
             raise torch.OutOfMemoryError("out of memory")
-        return build(self, batch, start, count, weigh=weigh)
+        return build(self, batch, start, count, weigh=weigh, **options)
 
     monkeypatch.setattr(EmpiricalRisk, "graph", graph)
     return tried
@@ -978,9 +978,9 @@ def graphs_of(monkeypatch, *given, **options):
     """The graphs that an operator makes before its first product, and whether bytes are counted."""
     build, made = EmpiricalRisk.graph, []
 
-    def graph(self, batch, start, count, *, weigh=False):
+    def graph(self, batch, start, count, *, weigh=False, **options):
         made.append((start, min(count, batch.size - start), weigh))
-        return build(self, batch, start, count, weigh=weigh)
+        return build(self, batch, start, count, weigh=weigh, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(EmpiricalRisk, "graph", graph)
@@ -1023,7 +1023,7 @@ def test_samples_that_are_looked_at_first(measured, most, monkeypatch, generator
     )
     loss = (lambda o, t: (o - t).square().mean()) if measured else "square"
     A = rt.curvature_operator(net, loss, (x, y))
-    assert sizes == [2, most, 4, 2, 40]
+    assert sizes == [2, most, 4, 2, 40, 2]
     assert [graph.given for _, graph in A._sums._graphs] == [[]]
 
 

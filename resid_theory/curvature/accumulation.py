@@ -197,7 +197,7 @@ class BatchSum:
         try:
             while start < batch.size:
                 count = min(self._chunk_size(batch.size), batch.size - start)
-                graph = self.risk.graph(batch, start, count)
+                graph = self.risk.graph(batch, start, count, ends=True)
                 if graph.weight:  # without one it may not be a number: ignored labels
                     self._graphs.append((count, graph))
                     graph.add_value_and_gradient(self.total, graph.weight)
@@ -320,7 +320,7 @@ class BatchSum:
         self, batch: Batch, start: int, count: int, like: Tensor, block: Mapping[str, Any] | None
     ) -> tuple[Tensor, float]:
         """The part of a chunk, whose graph is gone afterwards, and its weight."""
-        graph = self.risk.graph(batch, start, count)
+        graph = self.risk.graph(batch, start, count, ends=True)
         part = torch.zeros_like(like)
         if block is None:
             graph.add_value_and_gradient(part, 1.0)

@@ -40,8 +40,8 @@ from resid_theory.curvature.parameter_selection import (
 )
 from resid_theory.data import Batch, Data
 from resid_theory.data.batch import Place
-from resid_theory.data.sample_look import EXAMPLES
-from resid_theory.losses import KnownWeighting, Loss, LossLike, reweighted
+from resid_theory.data.sample_look import EXAMPLES, coupling
+from resid_theory.losses import Coupled, KnownWeighting, Loss, LossLike, reweighted
 from resid_theory.nested import map_tensors
 from resid_theory.runtime.net_entry import check_differentiable, check_net
 from resid_theory.runtime.net_state import NetState, copied
@@ -331,8 +331,10 @@ class EmpiricalRisk:
             return self.of_batch(self.net, batch.placed)
         return loss_value(self.loss, self.run(batch), batch.target)
 
-    def graph(self, batch: Batch, start: int, count: int, *, weigh: bool = False) -> MatvecGraph:
-        """The graph of some samples of a batch, in the mode that the net is in."""
+    def graph(
+        self, batch: Batch, start: int, count: int, *, weigh: bool = False, ends: bool = False
+    ) -> MatvecGraph:
+        """The graph of some samples of a batch, whose ends may be checked to need no others."""
         part = batch.part(start, count)
 
         def build() -> MatvecGraph:
@@ -344,6 +346,8 @@ class EmpiricalRisk:
                 output, target = self.run(part), part.target
                 if self._checks:
                     check_target(self.loss, output, part)
+                    if ends:
+                        self._check_ends(part, output)
                 loss, weight, shares = self.weigh(part, output)
             graph = self._graph(
                 output, target, loss, self.parameters, seed=self.seed, draws=self.draws,
@@ -357,6 +361,13 @@ class EmpiricalRisk:
             reached = zip(self.names, graph.reached, strict=False)  # of the loss itself nothing
             self._reached.update(name for name, gradient in reached if gradient)
         return graph
+
+    @torch.no_grad()
+    def _check_ends(self, part: Batch, output: Any) -> None:
+        """Refuse samples that know each other among many only: experts of limited capacity."""
+        if self.splits and part.size > 2:
+            if reason := coupling(self.found.axes, self.run(part.ends()), output):
+                raise Coupled(reason)
 
     def of_batch(self, net: nn.Module, batch: Any, read: Callable[..., Any] | None = None) -> Any:
         """The loss of (net, batch), or what is read of them; its errors name it."""

@@ -6,6 +6,7 @@ from resid_theory.losses.loss import LOSSES, Loss, LossLike, check_scalar
 from resid_theory.losses.own_loss import OwnLoss
 from resid_theory.losses.sample_axes import SampleAxes
 from resid_theory.losses.weighting import (
+    Coupled,
     KnownWeighting,
     NoWeighting,
     Weighting,
@@ -18,6 +19,7 @@ __all__ = [
     "LOSSES",
     "Bernoulli",
     "Categorical",
+    "Coupled",
     "Gaussian",
     "KnownWeighting",
     "Loss",

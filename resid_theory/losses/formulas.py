@@ -30,7 +30,10 @@ def formula_of(function: Any) -> dict[str, Any]:
     if type(function) in _ELEMENTWISE or function in _ELEMENTWISE.values():
         return {"targets": "shape", "weights": _elements, "sums": sums}
     if type(function) in _LABELLED:
-        return {"weights": _label_weights(function.weight, function.ignore_index), "sums": sums}
+        weight = function.weight
+        if getattr(function, "label_smoothing", 0.0) and weight is not None and not weight.all():
+            return {"weights": None, "sums": sums}  # labels that weigh nothing have a loss, too
+        return {"weights": _label_weights(weight, function.ignore_index), "sums": sums}
     if function in _LABELLED.values():
         return {"weights": _label_weights(None, IGNORED)}
     return {}

@@ -34,6 +34,13 @@ class NoWeighting(ValueError):
         )
 
 
+class Coupled(NoWeighting):
+    """Outputs of samples depend on the others of a batch."""
+
+    def __init__(self, reason: str) -> None:
+        ValueError.__init__(self, reason)
+
+
 class Weighting:
     """Measured weights of the parts of a data set.
 

@@ -134,7 +134,10 @@ def evaluate(
         totals = _Totals(scored, wanted, begun, net)
         for part in chain(begun, parts):
             with torch.no_grad():
-                totals.add(part, scored.reads(part.try_call(net)))
+                output = scored.reads(part.try_call(net))
+                if part.size > 2 and not totals.alone:  # or those of some samples among many
+                    totals.check(totals.axes, scored.reads(part.ends().try_call(net)), output)
+                totals.add(part, output)
     return totals.result(tuple(samples.notes))
 
 
@@ -148,18 +151,13 @@ class _Totals:
         small, output = (loss.reads(some.try_call(net)) for some in (few, more))
         self._loss = loss.to(check_numbers(output).device, torch.float64)
         axes = SampleAxes.between(small, output, (few.size, more.size))
-        whole = coupling(axes, small, output)
-        alone = [batch.sample_weight for batch in batches] == [None]
-        if whole and not alone:
-            raise ValueError(
-                f"{whole}, so the losses of batches do not make that of all samples; pass "
-                "all in one batch (x, y), with batch= of their number"
-            )
-        self._axes = axes or SampleAxes.first(output, more.size)
+        self.alone = [batch.sample_weight for batch in batches] == [None]
+        self.check(axes, small, output)
+        self.axes = axes or SampleAxes.first(output, more.size)
         target, labels = self._targets(output, more.target)
         _value(self._loss, output, target)
         self._weighting: Weighting = KnownWeighting(loss)
-        if not (loss.is_known or alone):
+        if not (loss.is_known or self.alone):
             self._weighting = Weighting(loss, axes)
             self._weighting.learn(output, target, more.size)
         self._wrong: dict[int, int] = {}
@@ -179,6 +177,15 @@ class _Totals:
         self._samples = self._labels = 0
         self._value = self._weight = 0.0
 
+    def check(self, axes: SampleAxes | None, few: Any, more: Any) -> None:
+        """Refuse outputs that depend on the other samples of one of several batches."""
+        whole = coupling(axes, few, more)
+        if whole and not self.alone:
+            raise ValueError(
+                f"{whole}, so the losses of batches do not make that of all samples; pass "
+                "all in one batch (x, y), with batch= of their number"
+            )
+
     def add(self, batch: Batch, output: Any) -> None:
         """Add a batch."""
         target, labels = self._targets(output, batch.target)
@@ -186,7 +193,7 @@ class _Totals:
         if batch.sample_weight is not None:
             each = self._weighting.of_samples(output, target, batch.size)
             each = each * batch.sample_weight.cpu()
-            loss = reweighted(loss, self._axes, each, sums=self._weighting.sums)
+            loss = reweighted(loss, self.axes, each, sums=self._weighting.sums)
             weight = 1.0 if self._weighting.sums else float(each.sum())
         if weight > 0:  # labels that do not count have no loss
             self._value += weight * _value(loss, output, target)
@@ -202,7 +209,7 @@ class _Totals:
 
     def _targets(self, output: Any, target: Any) -> tuple[Any, Tensor | None]:
         """Targets as the loss takes them, and class labels, of outputs with samples first."""
-        if self._loss.targets == "any" and not self._axes.is_first:
+        if self._loss.targets == "any" and not self.axes.is_first:
             return target, None
         return self._loss.targets_of(output, target)
 

@@ -176,10 +176,10 @@ def test_weights_of_a_measurement(net, data, value, measure):
 def test_chunks_are_halved(net, data, generator, matrix, most):
     build = EmpiricalRisk.graph
 
-    def graph(self, batch, start, count, *, weigh=False):
+    def graph(self, batch, start, count, *, weigh=False, **options):
         if count > most and not weigh:
             raise torch.OutOfMemoryError("out of memory")
-        return build(self, batch, start, count, weigh=weigh)
+        return build(self, batch, start, count, weigh=weigh, **options)
 
     vector = torch.randn(155, generator=generator, dtype=torch.float64)
     exact = rt.curvature_operator(net, CE, data, matrix=matrix) @ vector
