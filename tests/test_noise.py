@@ -286,6 +286,30 @@ def test_curves_of_noisy_weights_are_those_of_nets_with_other_weights(make, rela
         torch.testing.assert_close(getattr(found, name), exact[:, row], rtol=1e-9, atol=0)
 
 
+class Tied(nn.Module):
+    """A table that is looked up in, is the head, and is multiplied the other way round, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, words):
+        return torch.tanh(self.head(self.table(words))) @ self.table.weight
+
+
+def test_uses_of_a_weight_without_the_noise_are_noted():
+    net, words = Tied(), torch.arange(5)
+    found = stability.weight_noise(net, words, layers=["head"], levels=[0.1], draws=1, generator=2)
+    (note,) = found.notes
+    assert note.startswith("head: noise is in this map, not in other uses of its weight: embedding")
+    assert note.endswith("table.weight.mT")
+    change = 0.1 * torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    alone = torch.tanh(net.table(words) @ (net.head.weight + change).mT) @ net.table.weight
+    error = (alone - net(words)).norm(dim=1) / net(words).norm(dim=1)
+    torch.testing.assert_close(found.at_output[0, 0], error.detach(), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize(
     "levels",
     [[], 0.1, [[0.1]], [0.1, 0.0], [0.1, -1.0], [torch.inf, 0.1], [torch.nan, 0.1]],

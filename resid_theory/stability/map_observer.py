@@ -154,6 +154,13 @@ class MapObserver(TorchFunctionMode):
         wanted = set(names)
         return [name for name in dict.fromkeys(n for n, _ in self.in_order()) if name in wanted]
 
+    def beside(self, name: str) -> str:
+        """Other uses of a map's weight, which are none of the map; empty if there are none."""
+        own = self._covers[name]
+        others = sorted({f for label in own for f in self._tracker.met[label]})
+        turned = (n for n in self._covers if n != name and ".mT" in n + name)
+        return ", ".join([*others, *(n for n in turned if self._covers[n] & own)])
+
     def missing(self) -> dict[str, str]:
         """Reasons, by module or parameter, for all that no map seen so far uses."""
         covered, tracker = self._biases.union(*self._covers.values()), self._tracker

@@ -190,7 +190,8 @@ def weight_noise(
         data: Inputs, with or without targets, in any form that :func:`layer_cushions` takes.
         layers: Names of the maps, as :func:`layer_cushions` has them; all if None but those whose
             rows samples choose. A map that is used several times has the same noise in each use;
-            its error is that of the first one.
+            its error is that of the first one. Other uses of its weight, as the lookups of a
+            tied embedding, have none, which a note says.
         levels: s, or ε if ``relative``.
         relative: Whether a level is relative to the root mean square of the effective weight.
         draws: Number of noise arrays for each layer; the levels share them.
@@ -237,6 +238,10 @@ def weight_noise(
                 ))  # fmt: skip
             rows.append(torch.stack(measured, 2))
     errors, predicted, output = torch.cat(rows, 3)
+    notes = list(samples.notes)
+    for name in names:
+        if beside := observer.beside(name):
+            notes.append(f"{name}: noise is in this map, not in other uses of its weight: {beside}")
     return NoiseCurves(
         places=tuple(names),
         levels=strengths,
@@ -245,7 +250,7 @@ def weight_noise(
         predicted=predicted,
         at_output=output,
         draws=draws,
-        notes=tuple(samples.notes),
+        notes=tuple(notes),
     )
 
 
