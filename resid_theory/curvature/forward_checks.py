@@ -3,7 +3,8 @@
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from resid_theory.nested import moved, tensors_of
 from resid_theory.runtime.net_state import NetState
+from resid_theory.runtime.preserve import evaluated
 
 _REPEATS = 30  # runs of what draws random numbers; dropped paths show in few of them
 _REMEDIES = {
@@ -289,11 +291,9 @@ def gains_from_channels_last(net: nn.Module, x: Any) -> bool:
 def _without_caches(net: nn.Module, state: NetState, value: Callable[[], Tensor]) -> Tensor:
     """The loss, computed from parameters as they are."""
     state.attributes.put_back()
-    flags = {module: module.training for module in net.modules()}
-    net.train()  # in which nets empty their caches
-    net.eval()
-    for module, flag in flags.items():
-        module.training = flag
+    with evaluated(net):
+        net.train()  # in which nets empty their caches
+        net.eval()
     return value().detach().double()
 
 
@@ -309,20 +309,17 @@ def _drawing_layer(net: nn.Module, run: Callable[[], Any]) -> str:
     """The innermost layer that draws from a global generator, in words; empty if none does."""
     before: dict[nn.Module, Any] = {}
     found: list[str] = []
-    handles: list[Any] = []
-    for name, module in net.named_modules():
 
-        def note(module: nn.Module, given: Any) -> None:
-            before[module] = _random_states(net)
+    def note(module: nn.Module, given: Any) -> None:
+        before[module] = _random_states(net)
 
-        def compare(module: nn.Module, given: Any, output: Any, name: str = name) -> None:
-            if before.get(module) != _random_states(net):
-                found.append(f", in layer {name!r}" if name else ", in its own forward")
+    def compare(name: str, module: nn.Module, given: Any, output: Any) -> None:
+        if before.get(module) != _random_states(net):
+            found.append(f", in layer {name!r}" if name else ", in its own forward")
 
-        handles += [module.register_forward_pre_hook(note), module.register_forward_hook(compare)]
-    try:
+    with ExitStack() as hooks:
+        for name, module in net.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(note))
+            hooks.enter_context(module.register_forward_hook(partial(compare, name)))
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[0] if found else ""

@@ -6,8 +6,9 @@ second moment of the gradients g at its outputs, and that of its inputs a with a
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -74,20 +75,16 @@ def _watched(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Ten
     """Inputs and outputs of layers in the pass inside."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-            given = next(iter((*args, *kwargs.values())))
-            calls[name].append((given.detach(), output))
-            return output.clone()  # what follows may overwrite its input
+    def watch(name: str, _: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        given = next(iter((*args, *kwargs.values())))
+        calls[name].append((given.detach(), output))
+        return output.clone()  # what follows may overwrite its input
 
-        return hook
-
-    handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hook = partial(watch, name)
+            hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _cover(risk: EmpiricalRisk, batch: Batch) -> tuple[list[_FactoredLayer], dict[str, str]]:

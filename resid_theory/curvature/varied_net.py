@@ -26,17 +26,11 @@ class VariedNet(nn.Module):
         """The net's output for these samples."""
         x, moves = rows_of(self._content, rows, self._size), self.get_parameter(self._name)[rows]
         if self._wrt == "inputs":
-            return call_net(self.net, map_tensors(x, lambda t: _moved(t, moves)))
-        module = self.net.get_submodule(self._wrt)
-        hook = module.register_forward_hook(lambda m, a, output: output + moves)
-        try:
+            x = map_tensors(x, lambda t: t + moves if t.is_floating_point() else t)
             return call_net(self.net, x)
-        finally:
-            hook.remove()
-
-
-def _moved(tensor: Tensor, moves: Tensor) -> Tensor:
-    return tensor + moves if tensor.is_floating_point() else tensor
+        module = self.net.get_submodule(self._wrt)
+        with module.register_forward_hook(lambda m, a, output: output + moves):
+            return call_net(self.net, x)
 
 
 def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Data]:
@@ -65,12 +59,10 @@ def _found(net: nn.Module, whole: Batch, wrt: str) -> Tensor:
         (x,) = found
         return x
     outputs: list[Any] = []
-    hook = net.get_submodule(wrt).register_forward_hook(lambda m, a, o: outputs.append(o))
-    try:
+    module = net.get_submodule(wrt)
+    with module.register_forward_hook(lambda m, a, o: outputs.append(o)):
         with preserved(net), torch.no_grad():
             call_net(net, few.inputs)
-    finally:
-        hook.remove()
     if len(outputs) != 1:
         raise ValueError(
             f"wrt: module {wrt!r} runs {len(outputs)} times in a pass, needs one that runs once"

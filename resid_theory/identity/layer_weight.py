@@ -8,6 +8,7 @@ from torch.nn.utils import parametrize
 
 from resid_theory.identity.identity_kernel import RULES, checked_layer, identity_of
 from resid_theory.identity.parametrizations import ResidualWeight
+from resid_theory.runtime.preserve import evaluated
 
 
 def layer_identity(layer: nn.Module) -> ResidualWeight | None:
@@ -105,16 +106,12 @@ def weight_and_rest(layer: nn.Module) -> tuple[Tensor, Tensor]:
     if inside is None:
         return current_weight(layer), current_weight(layer)
     seen: list[Tensor] = []
-    handle = inside.register_forward_hook(lambda _, given, made: seen.extend((*given, made)))
-    modes = {module: module.training for part in parts for module in part.modules()}
-    try:
-        for module in modes:
-            module.training = False  # reading a spectral norm in train mode changes it
+    with contextlib.ExitStack() as stack:
+        hook = inside.register_forward_hook(lambda _, given, made: seen.extend((*given, made)))
+        stack.enter_context(hook)
+        for part in parts:  # reading a spectral norm in train mode changes it
+            stack.enter_context(evaluated(part))
         weight = current_weight(layer)
-    finally:
-        handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     removed = inside.branch(seen[0])
     return weight, removed if inside is parts[-1] else removed * _factors(parts, seen[1], weight)
 

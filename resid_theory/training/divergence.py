@@ -118,6 +118,6 @@ def _first_bad(net: nn.Module, x: Any) -> str:
     with ExitStack() as hooks:
         for name, module in net.named_modules():
             if not list(module.children()):
-                hooks.callback(module.register_forward_hook(partial(note, name)).remove)
+                hooks.enter_context(module.register_forward_hook(partial(note, name)))
         call_net(net, x)
     return f"the output of layer {bad[0]!r}" if bad else "the loss"
