@@ -254,6 +254,24 @@ def weighting_of(loss: Loss, output: Tensor, target: Tensor) -> Weighting:
     return weighting
 
 
+def single_losses(
+    loss: Loss, axes: SampleAxes, output: Any, target: Any, samples: int, rows: Any = slice(None)
+) -> Tensor:
+    """Losses of all samples or of some rows, one by one where ``torch.vmap`` does not take them."""
+    places = SampleAxes.first(target, samples)
+    leaves, aims = ([t[rows] for t in s] for s in (axes.spread(output), places.spread(target)))
+
+    def single(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+        one = axes.gather([leaf[None] for leaf in outputs], output)
+        return loss(one, places.gather([leaf[None] for leaf in targets], target))
+
+    try:
+        return torch.vmap(single)(leaves, aims)
+    except (RuntimeError, ValueError):  # a loss that looks at values
+        each = range(len(leaves[0]))
+        return torch.stack([single([o[i] for o in leaves], [t[i] for t in aims]) for i in each])
+
+
 def reweighted(loss: Loss, axes: SampleAxes, weights: Tensor, *, sums: bool) -> Loss:
     """The loss of samples that count with weights of their own, by their single losses.
 
@@ -269,21 +287,10 @@ def reweighted(loss: Loss, axes: SampleAxes, weights: Tensor, *, sums: bool) -> 
     counted = weights.nonzero()[:, 0]  # the others may have no loss at all: ignored labels
 
     def value(output: Any, target: Any) -> Tensor:
-        places = SampleAxes.first(target, len(weights))
-        leaves = [leaf[counted] for leaf in axes.spread(output)]
-        aims = [leaf[counted] for leaf in places.spread(target)]
         if not len(counted):  # nothing, with a gradient of zeros
-            return torch.stack([leaf.sum() for leaf in leaves if leaf.is_floating_point()]).sum()
-
-        def single(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
-            one = axes.gather([leaf[None] for leaf in outputs], output)
-            return loss(one, places.gather([leaf[None] for leaf in targets], target))
-
-        try:
-            own = torch.vmap(single)(leaves, aims)
-        except (RuntimeError, ValueError):
-            rows = range(len(counted))
-            own = torch.stack([single([o[i] for o in leaves], [t[i] for t in aims]) for i in rows])
+            real = [leaf for leaf in axes.spread(output) if leaf.is_floating_point()]
+            return torch.stack([leaf[counted].sum() for leaf in real]).sum()
+        own = single_losses(loss, axes, output, target, len(weights), counted)
         factors = weights[counted].to(own)
         total = (factors * own).sum()
         return total if sums else total / factors.sum()

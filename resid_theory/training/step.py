@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from resid_theory.data.net_arguments import arguments_of
 from resid_theory.identity import DiracWeights
-from resid_theory.losses import Loss
+from resid_theory.losses import Loss, SampleAxes
 from resid_theory.losses.formulas import class_axis, names_class
+from resid_theory.losses.weighting import single_losses
 from resid_theory.nested import map_tensors
 from resid_theory.runtime.net_state import changeable_buffers
 from resid_theory.training.recipe import Recipe
@@ -70,17 +71,8 @@ class NetGroup:
         """The loss; with weights of the samples the weighted mean of their own losses."""
         if weights is None:
             return self.loss(output, target)
-
-        def single(one: Any, its: Any) -> Tensor:
-            alone = (map_tensors(part, lambda tensor: tensor[None]) for part in (one, its))
-            return self.loss(*alone)
-
-        try:
-            own = torch.vmap(single)(output, target)
-        except (RuntimeError, ValueError):  # a loss that looks at values: one by one
-            every = range(len(weights))
-            parts = [[map_tensors(s, lambda t: t[i]) for s in (output, target)] for i in every]  # noqa: B023
-            own = torch.stack([single(*part) for part in parts])
+        axes = SampleAxes.first(output, len(weights))
+        own = single_losses(self.loss, axes, output, target, len(weights))
         # A sample that does not count may have no loss, as where its label is ignored.
         own = torch.where(weights > 0, own, 0.0)
         return (own * weights.to(own)).sum() / weights.sum()
