@@ -3,7 +3,7 @@
 import cmath
 import difflib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -126,15 +126,3 @@ def check_finite(argument: str, given: Tensor) -> Tensor:
         f"{argument}: entry {where} is {given[where].item()} "
         f"({len(bad)} of {given.numel()} entries are not finite); needs finite numbers"
     )
-
-
-def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """Describe the first tensor that is missing, of another shape or too many; None if all fit."""
-    for name, tensor in wanted.items():
-        if name not in found:
-            return f"{name!r} {tuple(tensor.shape)} is missing"
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)}, needs {tuple(tensor.shape)}"
-            return f"{name!r} has shape {shapes}"
-    extra = next((name for name in found if name not in wanted), None)
-    return extra and f"{extra!r} {tuple(found[extra].shape)} has no place in the net"

@@ -86,9 +86,8 @@ def test_a_file_holds_architecture_and_facts(tmp_path):
     assert content == {"kind": "net", "architecture": None, "about": {}}
     own = nn.Sequential(*build_net(RECORD))
     own.load_state_dict(dict(zip(own.state_dict(), net.state_dict().values(), strict=True)))
-    name, tensor = next(iter(own.state_dict().items()))
-    says = f"builds another net: {name!r} {tuple(tensor.shape)} is missing"
-    with pytest.raises(ValueError, match=f"{re.escape(says)}$"):
+    says = f"builds another net: missing: {next(iter(own.state_dict()))!r}, "
+    with pytest.raises(ValueError, match=re.escape(says)):
         rt.save_checkpoint(tmp_path / "own.json", own, architecture=RECORD)
     other = build_net({**RECORD, "arguments": {"depth": 5, "generator": 4}})
     rt.save_checkpoint(tmp_path / "other.json", other, architecture=RECORD)

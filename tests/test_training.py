@@ -28,7 +28,6 @@ from torch import nn
 import resid_theory as rt
 from benchmarks.training import Operations
 from resid_theory import training
-from resid_theory._check import first_difference
 from resid_theory.runtime import resources, store
 from resid_theory.training import DivergenceError, Recipe, loop
 
@@ -673,7 +672,7 @@ def test_a_checkpoint_of_something_else_is_not_resumed(finished, tmp_path):
     with pytest.raises(ValueError, match="is not of a training: has no architectures"):
         rt.resume(tmp_path, images(), progress=False)
     for net in (linear_net(), conv_net(norm=False), nn.Sequential(*conv_net(), nn.Linear(10, 10))):
-        with pytest.raises(ValueError, match="the checkpoint is that of another net: '0."):
+        with pytest.raises(ValueError, match="the checkpoint is that of another net: .*'0."):
             rt.resume(finished, images(), net=net, progress=False)
 
 
@@ -767,19 +766,6 @@ def test_what_is_no_checkpoint_of_the_net_is_named(finished):
         rt.load_checkpoint(finished, net=conv_net(norm=False))
     with pytest.raises(ValueError, match="not the checkpoint of a net but a training"):
         rt.load_checkpoint(finished / "checkpoint.json")
-
-
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [({"a": (2,), "b": (3,)}, None), ({"b": (3,)}, r"'a' (2,) is missing"),
-     ({"a": (2,), "b": (1, 3)}, r"'b' has shape (1, 3), needs (3,)"),
-     ({"a": (2,), "b": (3,), "c": ()}, r"'c' () has no place in the net")],
-    ids=["same", "missing", "shape", "extra"],
-)  # fmt: skip
-def test_the_first_difference(found, message):
-    wanted = {"a": torch.zeros(2), "b": torch.zeros(3)}
-    given = {name: torch.zeros(shape) for name, shape in found.items()}
-    assert first_difference(wanted, given) == message
 
 
 def test_a_converted_net_does_not_keep_a_wrong_record(tmp_path):

@@ -68,7 +68,7 @@ def check_reached(
         names += f" and {len(unreached) - _NAMED} more"
     before = _without_caches(net, state, value)
     parameters = list(unreached.values())
-    with _displaced(parameters, [0.1 * p.detach() + 0.1 for p in parameters]):
+    with displaced(parameters, [0.1 * p.detach() + 0.1 for p in parameters]):
         after = _without_caches(net, state, value)
     state.attributes.put_back()
     if before.device.type == "cpu":  # where kernels repeat to the bit
@@ -122,7 +122,7 @@ def check_cuts(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> str
     # The longer a step, the more kinks it meets; the shorter, the more round-off.
     step, sides = _STEP if loss.dtype == torch.float64 else eps ** (1 / 3), []
     for side in (step, -step):
-        with _displaced(parameters, [side * move for move in moves]):
+        with displaced(parameters, [side * move for move in moves]):
             sides.append(float(value().detach()))
     measured = (sides[0] - sides[1]) / (2 * step)
     noise = 64 * eps / step * max(map(abs, sides))
@@ -162,7 +162,7 @@ def check_written_gradients(parameters: Sequence[Tensor], value: Callable[[], Te
             product = _flat(torch.autograd.grad(slope, parameters, retain_graph=True, **_ALL))
         sides = []
         for side in (_STEP, -_STEP):
-            with _displaced(parameters, [side * move for move in moves]):
+            with displaced(parameters, [side * move for move in moves]):
                 sides.append(_flat(torch.autograd.grad(value(), parameters, **_ALL)))
         measured = (sides[0] - sides[1]) / (2 * _STEP)
         noise = 64 * eps / _STEP * max(float(side.norm()) for side in sides)
@@ -194,7 +194,7 @@ def _flat(parts: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _displaced(parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> Iterator[None]:
+def displaced(parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> Iterator[None]:
     """Move parameters inside, by their data, which leaves retained graphs valid."""
     copies = [parameter.detach().clone() for parameter in parameters]
     try:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from resid_theory._check import as_generator, as_tensor, check_finite, check_int
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.forward_checks import displaced
 from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.curvature.operator import CurvatureOperator
 from resid_theory.curvature.varied_net import VariedNet
@@ -92,19 +93,14 @@ def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> L
         raise ValueError(f"distances: got shape {tuple(steps.shape)}, needs (s,), at least one")
     lines = given.reshape(size, -1)
     sizes = [p.numel() for p in risk.parameters]
-    kept = [p.data for p in risk.parameters]
     with risk.measuring():
         losses = torch.empty(lines.shape[1], len(steps), dtype=torch.float64)
-        try:
-            for row, line in enumerate(lines.mT):
-                for column, t in enumerate(steps.tolist()):
-                    # New tensors: the operator's graphs hold the old ones.
-                    for p, old, part in zip(risk.parameters, kept, line.split(sizes), strict=True):
-                        p.data = (old + t * part.view(old.shape)).to(old.dtype)
+        for row, line in enumerate(lines.mT):
+            pairs = zip(risk.parameters, line.split(sizes), strict=True)
+            parts = [part.view(p.shape) for p, part in pairs]
+            for column, t in enumerate(steps.tolist()):
+                with displaced(risk.parameters, [t * part for part in parts]):
                     losses[row, column] = _loss(risk, A.chunk)
-        finally:
-            for p, old in zip(risk.parameters, kept, strict=True):
-                p.data = old
     return LossAlong(
         loss=A.loss,
         distances=steps,

@@ -11,13 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_finite, first_difference
+from resid_theory._check import check_finite
 from resid_theory.equivalence import fold
 from resid_theory.identity import identity_kernel, layer_identity
 from resid_theory.networks import diracnet, diracnet_imagenet
 from resid_theory.runtime import store
 from resid_theory.runtime.net_entry import check_net
-from resid_theory.runtime.weight_files import read_safely, without_wrappers
+from resid_theory.runtime.weight_files import misfits, read_safely, without_wrappers
 
 # Depth by the layers of each group.
 _IMAGENET: dict[tuple[int, ...], int] = {(4, 4, 4, 4): 18, (6, 8, 12, 6): 34}
@@ -80,8 +80,7 @@ def load_dirac_file(path: str | Path) -> nn.Sequential:
         stem, classes, layers = tensors[first], len(tensors["fc.weight"]), _layers(tensors)
         with torch.device("meta"):  # no memory is taken before all shapes are known to fit
             net = _built(layers, stem.shape, classes, folded)
-        fault = first_difference(_names(net.state_dict(), layers), tensors)
-        if fault:
+        if fault := misfits(_names(net.state_dict(), layers), tensors):
             raise ValueError(fault)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -289,4 +288,4 @@ def _difference(net: nn.Module, like: nn.Module) -> str | None:
         inside = layer_identity(mine)
         if inside is not None and not _is_dirac(inside.identity):
             return f"an identity {tuple(inside.identity.shape)} is not that of nn.init.dirac_"
-    return first_difference(like.state_dict(), net.state_dict())
+    return misfits(like.state_dict(), net.state_dict()) or None

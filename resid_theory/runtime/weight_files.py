@@ -132,7 +132,7 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Any]) -> None:
     for name in wanted.keys() - found.keys():
         if name.endswith("num_batches_tracked"):  # older files have none
             found[name] = wanted[name]
-    if faults := _faults(wanted, found):
+    if faults := misfits(wanted, found):
         complex_into_real = any(
             isinstance(value, Tensor) and value.is_complex() and not known.is_complex()
             for name, value in found.items()
@@ -180,7 +180,7 @@ def _renamed(wanted: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str,
     return {own.get(name, name): value for name, value in plain.items()}
 
 
-def _faults(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def misfits(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """All that does not fit, in a sentence; empty if everything does."""
     shapes = [
         f"{name!r} {_shape(value)} for {_shape(wanted[name])}"

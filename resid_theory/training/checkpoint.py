@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import first_difference
 from resid_theory.runtime import store
+from resid_theory.runtime.weight_files import misfits
 from resid_theory.training.step import NetGroup
 
 
@@ -151,7 +151,7 @@ def unpack(
     names = (f"{i}.{name}" for i, net in enumerate(group.nets) for name, _ in net.named_buffers())
     constant = {name for name in names if name not in tensors}
     saved = {k.removeprefix("net."): t for k, t in packed.items() if k.startswith("net.")}
-    fault = first_difference(tensors, {k: t for k, t in saved.items() if k not in constant})
+    fault = misfits(tensors, {k: t for k, t in saved.items() if k not in constant})
     if fault:
         raise ValueError(f"net: the checkpoint is that of another net: {fault}")
     for key in {name.split(".")[1] for name in packed if name.startswith("optimizer.")}:

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from resid_theory import networks
-from resid_theory._check import check_choice, first_difference
+from resid_theory._check import check_choice
 from resid_theory.equivalence import fold, to_plain
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime import store
 from resid_theory.runtime.net_entry import check_net, set_eval
-from resid_theory.runtime.weight_files import load_weights, read_weights
+from resid_theory.runtime.weight_files import load_weights, misfits, read_weights
 
 # The names that a file may call; other public names read, write or download.
 _BUILDERS = {name: getattr(networks, name) for name in networks.__all__ if name.islower()}
@@ -52,7 +52,7 @@ def save_checkpoint(
     """
     net = check_net(net, finite=False)
     if architecture is not None:
-        fault = first_difference(net.state_dict(), build_net(architecture).state_dict())
+        fault = misfits(net.state_dict(), build_net(architecture).state_dict())
         if fault:
             raise ValueError(f"architecture: {architecture} builds another net: {fault}")
     record = architecture_of(net) if architecture is None else dict(architecture)
@@ -77,7 +77,7 @@ def architecture_of(net: nn.Module) -> dict[str, Any] | None:
         return None
     built = build_net(record)
     # Names and shapes alone would not see a ReLU replaced by a tanh.
-    same = str(built) == str(net) and not first_difference(built.state_dict(), net.state_dict())
+    same = str(built) == str(net) and not misfits(built.state_dict(), net.state_dict())
     return dict(record) if same else None
 
 
