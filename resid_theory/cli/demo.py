@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resid_theory.cli.comparison import PredictionCheck, measure, numbers
-from resid_theory.cli.output import Files, Json, bar, number, print_json, say, whole_numbers
+from resid_theory.cli.output import Files, Json, bar, finish, number, say, whole_numbers
 from resid_theory.cli.shortcut_commands import WORDS, threads_for
 
 if TYPE_CHECKING:
@@ -48,11 +48,8 @@ def demo(
         "nets": {net: [run.content() for run in found] for net, found in runs.items()},
     }
     written = files.save(content, lambda: _figure(runs, data))
-    if as_json:
-        print_json(content)
-        return
-    _tables(runs)
-    say(f"{written.removesuffix('.')} in {time.perf_counter() - started:.1f} s.")
+    took = f"{written.removesuffix('.')} in {time.perf_counter() - started:.1f} s."
+    finish(content, as_json, lambda: _tables(runs), took)
 
 
 def _tables(runs: Mapping[str, Sequence[PredictionCheck]]) -> None:

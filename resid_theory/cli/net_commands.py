@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli.output import Files, Json, Out, Overwrite, emit, say, shows_progress
+from resid_theory.cli.output import Files, Json, Out, Overwrite, finish, say, shows_progress
 from resid_theory.cli.sources import (
     Data,
     Device,
@@ -135,7 +135,7 @@ def curvature(
     unit = f"loss / {moved}²"
     said = files.save(content, (lambda: _density_figure(report, unit)) if drawable else None)
     words = f"{checkpoint or model} on {data}\n{report}\nEigenvalues in units of {unit}."
-    _finish(content, words, said, as_json)
+    finish(content, as_json, lambda: print(words), said)
 
 
 def _estimate(operator: "CurvatureOperator", k: int, probes: int, steps: int) -> str:
@@ -269,7 +269,7 @@ def cushions(
     content["nets"] = {name: _cushion_content(found) for name, found in measured.items()}
     said = files.save(content, lambda: _violins(measured))
     tables = [f"{name} on {data}: {found}" for name, found in measured.items()]
-    _finish(content, "\n\n".join(tables), said, as_json)
+    finish(content, as_json, lambda: print("\n\n".join(tables)), said)
 
 
 def _settings_of(measure: Any, options: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -351,9 +351,3 @@ def _one_net(checkpoint: Sequence[str] | str | None, model: str | None) -> str:
         given = "both" if model else "neither"
         raise ValueError(f"--checkpoint, --model: got {given}, needs one of them")
     return "--model" if model else "--checkpoint"
-
-
-def _finish(content: Any, words: str, written: str, as_json: bool) -> None:
-    emit(content, words, as_json)
-    if written and not as_json:
-        say(written)

@@ -68,7 +68,19 @@ def say(what: Any) -> None:
 
 def emit(content: Any, words: str, as_json: bool) -> None:
     """Print the numbers as JSON, or the words as they are: rich would wrap wide tables."""
-    print_json(content) if as_json else print(words)
+    finish(content, as_json, lambda: print(words))
+
+
+def finish(
+    content: Any, as_json: bool, show: Callable[[], object], written: str | None = None
+) -> None:
+    """Print the numbers as JSON, or show them to people and say what was written."""
+    if as_json:
+        print_json(content)
+        return
+    show()
+    if written:
+        say(written)
 
 
 def print_json(content: Any) -> None:

@@ -18,8 +18,8 @@ from resid_theory.cli.output import (
     Out,
     Overwrite,
     bar,
+    finish,
     number,
-    print_json,
     say,
     shows_progress,
     whole_numbers,
@@ -101,12 +101,7 @@ def spectrum(
         **_summary(runs),
     }
     written = files.save(content, lambda: _spectrum_figure(runs))
-    if as_json:
-        print_json(content)
-        return
-    _spectrum_table(content)
-    if written:
-        say(written)
+    finish(content, as_json, lambda: _spectrum_table(content), written)
 
 
 def zero_point(
@@ -134,12 +129,7 @@ def zero_point(
         content["reason"] += f".{unused}" if unused else ""
         draw = (lambda: rt.plots.zero_point(point)) if point.is_listed else None
         written = files.save(content, draw)
-    if as_json:
-        print_json(content)
-        return
-    _zero_point_table(content)
-    if written:
-        say(written)
+    finish(content, as_json, lambda: _zero_point_table(content), written)
 
 
 def _estimate(point: "ZeroPoint") -> str:

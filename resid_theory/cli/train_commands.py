@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli.output import Json, number, print_json, say, shows_progress
+from resid_theory.cli.output import Json, finish, number, say, shows_progress
 from resid_theory.cli.sources import Data, Size, images, renamed
 from resid_theory.cli.verbs import options_of
 
@@ -98,7 +98,7 @@ def train(
     if _RANK > 0:
         return
     content = _content(run, data, len(found), None if tests is None else len(tests))
-    print_json(content) if as_json else _table(content)
+    finish(content, as_json, lambda: _table(content))
 
 
 # -- several processes -----------------------------------------------------------------------------
