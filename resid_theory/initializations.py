@@ -91,13 +91,8 @@ def draw_initial(
 
 
 def undrawn(kind: type[_Layer], *sizes: Any, **options: Any) -> _Layer:
-    """Make a layer of torch with weights as memory has them; nothing is drawn.
-
-    ``nn.utils.skip_init`` makes it on the meta device first, for which torch imports sympy.
-
-    Returns:
-        A layer of this very type.
-    """
+    """Make a layer of torch with weights as memory has them; nothing is drawn."""
+    # ``nn.utils.skip_init`` makes it on the meta device first, for which torch imports sympy.
     layer: _Layer = _without_reset(kind)(*sizes, **options)  # type: ignore[arg-type]
     layer.__class__ = kind
     return layer

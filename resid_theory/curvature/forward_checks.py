@@ -136,18 +136,9 @@ def check_cuts(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> str
 
 
 def check_written_gradients(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> None:
-    """Refuse functions with a backward of their own in which torch does not see all derivatives.
-
-    Gradients are compared on both sides of weights in float64, a step apart that hardly meets a
-    kink; where one is met, another direction meets none.
-
-    Args:
-        parameters: Weights, in float64.
-        value: The loss of a few samples at these weights.
-
-    Raises:
-        NoSecondDerivative: If the change of the gradient is not its derivative.
-    """
+    """Refuse functions with a backward of their own in which torch does not see all derivatives."""
+    # Gradients in float64 are compared on both sides of weights, a step apart that hardly meets a
+    # kink; where one is met, another direction meets none.
     loss = value()
     own = _own_functions(loss)
     if not own or any(map(_is_once, own)):  # which `check_twice` names

@@ -132,11 +132,6 @@ class WeightUse:
 class LossGraph:
     """Nodes of autograd between a loss and the data.
 
-    Args:
-        loss: A scalar with its graph.
-        net: The net, whose parameters all require gradients.
-        inputs: The net's inputs; floating-point ones require gradients.
-
     Attributes:
         uses: Products of weights with data, in the order in which they were computed. A vector
             of weights is none: it only scales.
@@ -267,10 +262,6 @@ class LossGraph:
 
 class BranchGraph:
     """Parts of a loss's graph beside the stream.
-
-    Args:
-        graph: The whole.
-        names: Parameters in the branches.
 
     Attributes:
         stream: Nodes that data pass without meeting one of the parameters.

@@ -31,20 +31,7 @@ def loss_graph(risk: EmpiricalRisk, batch: Batch) -> tuple[Tensor, float, LossGr
 
 
 class ZeroPass:
-    """Graph of a batch, and the products of weights in branches.
-
-    Args:
-        risk: Net, loss and data.
-        batch: The batch.
-        names: Weights in the branches; None to find them.
-
-    Attributes:
-        loss: With its graph.
-        weight: That of the batch in the loss of all data.
-        graph: The whole graph.
-        names: Weights in the branches.
-        uses: Products of these with data.
-    """
+    """Graph of a batch, and the products of weights in branches, which are found if not named."""
 
     def __init__(self, risk: EmpiricalRisk, batch: Batch, names: Sequence[str] | None) -> None:
         self.loss, self.weight, self.graph = loss_graph(risk, batch)

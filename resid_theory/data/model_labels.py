@@ -21,22 +21,9 @@ def next_labels(labels: Tensor) -> Tensor:
 
 
 def labels_are_next(net: nn.Module, x: Mapping[str, Any], labels: Tensor) -> bool:
-    """Ask a model whether it compares labels of tokens with the logits one place before.
-
-    Causal models do. It is seen on the model's own loss: its slope in the logits is that of
-    cross-entropy with labels where they are, or with those of the next token.
-
-    Args:
-        net: A model.
-        x: Its inputs by name, where it is.
-        labels: Their labels.
-
-    Returns:
-        True or False; False of nets that compute no loss, or none from labels of tokens.
-
-    Raises:
-        ValueError: If the model's own loss is neither.
-    """
+    """Ask a model whether it compares labels of tokens with the logits one place before."""
+    # Causal models do. It is seen on the model's own loss: its slope in the logits is that of
+    # cross-entropy with labels where they are, or with those of the next token.
     if labels.dim() != 2 or labels.is_floating_point() or not takes(net, **{**x, "labels": labels}):
         return False
     rows = (labels != IGNORED).sum(1).topk(min(_FEW, len(labels))).indices

@@ -13,17 +13,9 @@ EXAMPLES = 16  # samples on which net and loss are tried, and how the loss avera
 
 
 def examples(batches: Sequence[Batch], count: int) -> tuple[Batch, Batch]:
-    """A few samples and more of them, whose outputs show where samples are.
-
-    Args:
-        batches: One batch, or two of which the first has one sample.
-        count: Most samples.
-
-    Returns:
-        Two batches, of different sizes where there are two samples. The last sample of the few is
-        the first one of the others, and the first the last, so that each has other samples before
-        and behind it.
-    """
+    """A few samples and more of them, whose outputs show where samples are."""
+    # The last sample of the few is the first one of the others, and the first the last, so that
+    # each has other samples before and behind it.
     more = batches[0].spread(count)
     if more.size == 1 and len(batches) > 1:
         more = more.joined(batches[1].spread(count)) or more

@@ -40,15 +40,7 @@ def formula_of(function: Any) -> dict[str, Any]:
 
 
 def class_axis(output: Tensor, target: Tensor) -> int | None:
-    """The axis of logits that their labels do not have.
-
-    Args:
-        output: Logits, (m, k), (m, T, k) or (m, k, ...).
-        target: Labels without that axis, or probabilities of the logits' shape.
-
-    Returns:
-        Its number, the last of three or the second one where both would do; None if none would.
-    """
+    """The axis of logits that their labels do not have, the last one of three; None without."""
     last = output.dim() - 1
     for axis in (last, 1) if output.dim() == 3 else (1, last):
         without = [*output.shape[:axis], *output.shape[axis + 1 :]]

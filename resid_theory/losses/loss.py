@@ -298,18 +298,9 @@ def square(output: Tensor, target: Tensor) -> Tensor:
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of logits and labels or probabilities, mean over all of them, in nats.
-
-    Logits (m, k) take labels (m,), (m, T, k) take (m, T), (m, k, H, W) take (m, H, W);
-    probabilities have the shape of the logits. The label -100 counts for nothing.
-
-    Args:
-        output: Logits.
-        target: Labels or probabilities.
-
-    Returns:
-        The mean.
-    """
+    """Cross-entropy of logits and labels or probabilities, mean over all of them, in nats."""
+    # Logits (m, k) take labels (m,), (m, T, k) take (m, T), (m, k, H, W) take (m, H, W).
+    # The label -100 counts for nothing.
     axis = class_axis(output, target)
     if axis not in (None, 1):
         output = output.movedim(axis, 1)

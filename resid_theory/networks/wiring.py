@@ -44,19 +44,7 @@ def has_maps(a: Any) -> bool:
 
 
 def map_table(A: Any, a: Any) -> tuple[Maps, list[tuple[int, int]]]:
-    """Matrices by which blocks are wired, and the widths (in, out) of the net and of each block.
-
-    Args:
-        A: Rows with entries for the input and for the blocks before it: a matrix, a vector that is
-            the diagonal of one, or None for no link.
-        a: (K + 1) of them for the output.
-
-    Returns:
-        Rows and read-out in float64, and widths; those of the net come first.
-
-    Raises:
-        ValueError: If shapes do not fit, an entry is not finite, or a block reads a later one.
-    """
+    """Matrices by which blocks are wired, and the widths (in, out) of the net and of each block."""
     try:
         table = [list(row) for row in A]
     except TypeError:

@@ -105,18 +105,10 @@ def set_eval(net: nn.Module) -> None:
 
 @contextmanager
 def as_written(net: nn.Module) -> Iterator[None]:
-    """Run inside what the code of a net says, in one piece.
-
-    Compiled parts have one derivative only, checkpoints run a part again in every backward pass,
-    wrappers inside the net split batches or hook gradients, and backward hooks may change gradients
-    into those of no function: all of them step aside.
-
-    Args:
-        net: Any module.
-
-    Yields:
-        Nothing.
-    """
+    """Run inside what the code of a net says, in one piece."""
+    # Compiled parts have one derivative only, checkpoints run a part again in every backward pass,
+    # wrappers inside the net split batches or hook gradients, and backward hooks may change
+    # gradients into those of no function: all of them step aside.
     with ExitStack() as stack:
         stack.enter_context(_without_checkpoints())
         if "torch._dynamo" in sys.modules:  # a second of import, and only then something compiled

@@ -18,9 +18,6 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class NetAttributes:
     """Attributes of the modules of a net, and the contents of their lists and mappings.
 
-    Args:
-        net: Any module.
-
     Attributes:
         held: Every module and its attributes, by its name.
         written: Names of modules and of attributes that measuring itself writes.
@@ -101,11 +98,7 @@ class NetState:
         return next(name for name, tensor in parameters.items() if not self._same([tensor]))
 
     def put_back(self, *, weights: bool = True) -> None:
-        """Put values and attributes back where they were changed.
-
-        Args:
-            weights: Whether parameters are compared, too.
-        """
+        """Put values and attributes back where changed; parameters unless told not to."""
         self.attributes.put_back()
         tensors = self._tensors.values()
         compared = [t for t in tensors if weights or not isinstance(t, nn.Parameter)]
@@ -145,17 +138,9 @@ def changeable_buffers(net: nn.Module) -> dict[str, Tensor]:
 
 
 def copied(net: nn.Module) -> nn.Module:
-    """A copy of a net, also of one that keeps what it computed in its last call.
-
-    So do pruning and the older forms of weight and spectral normalization, and torch copies no
-    tensor that has a graph.
-
-    Args:
-        net: Any module.
-
-    Returns:
-        A copy, in which these tensors have no graph.
-    """
+    """A copy of a net, also of one that keeps what it computed in its last call."""
+    # Pruning and the older forms of weight and spectral normalization do, and torch copies no
+    # tensor that has a graph.
     owns = [vars(module) for module in net.modules()]
     nests = [*owns, *(container for container, _ in _containers(owns))]
     values = (v for nest in nests for v in (nest.values() if isinstance(nest, dict) else nest))

@@ -134,15 +134,9 @@ def preserved(
 
 
 def seed_devices(seed: int, devices: Iterable[torch.device]) -> None:
-    """Seed torch's generators of the CPU and of some devices.
-
-    Not ``torch.manual_seed``, which also seeds GPUs that have no part in this, and queues a call
-    with its stack trace for every kind of device that is not there.
-
-    Args:
-        seed: The seed.
-        devices: The devices, of which GPUs are seeded.
-    """
+    """Seed torch's generators of the CPU and of some devices."""
+    # Not ``torch.manual_seed``, which also seeds GPUs that have no part in this, and queues a call
+    # with its stack trace for every kind of device that is not there.
     torch.default_generator.manual_seed(seed)
     for device in devices:
         if device.type == "cuda":

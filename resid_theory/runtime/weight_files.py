@@ -40,19 +40,7 @@ def read_safely(path: Path) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file.
-
-    Args:
-        path: A file of ``torch.save`` or of safetensors: a state dict, or one beside other things
-            in a mapping, under a name such as ``state_dict`` or ``model``.
-
-    Returns:
-        Its entries, on the CPU.
-
-    Raises:
-        ValueError: If the file is damaged, holds more than data, or has no state dict, or several
-            of which none has such a name.
-    """
+    """The state dict in a file of ``torch.save`` or safetensors, also beside other things."""
     try:
         if path.suffix == ".safetensors":
             content = _of_safetensors(path)
@@ -111,17 +99,7 @@ def without_wrappers(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_weights(net: nn.Module, tensors: Mapping[str, Any]) -> None:
-    """Put a state dict into a net, which takes its dtype; all of it or nothing.
-
-    Args:
-        net: Any module.
-        tensors: A state dict, also with the names of a wrapped net, or of one that another module
-            holds, so that all names begin alike.
-
-    Raises:
-        ValueError: If it does not fit: with all names that are missing, unexpected, or of tensors
-            of another shape.
-    """
+    """Put a state dict into a net, which takes its dtype; all of it or nothing."""
     inner = check_net(net, finite=False)
     wanted = inner.state_dict()
     found = _renamed(wanted, tensors)

@@ -74,9 +74,6 @@ class MapObserver(TorchFunctionMode):
     entry by entry: by a parametrization or a standardization. Names are those of modules where a
     layer's whole weight is used, ``experts.up[0]`` for parts, ``a.weight[pick 1]`` for entries that
     are picked by index, and ``a.weight.mT`` for a weight that is used the other way round, too.
-
-    Args:
-        net: Any module.
     """
 
     def __init__(self, net: nn.Module) -> None:

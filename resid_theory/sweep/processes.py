@@ -22,16 +22,8 @@ _MOST_FAILED_STARTS, _MOST_KILLED_STARTS = 3, 50
 
 
 def run_in_processes(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
-    """Run cells in worker processes, which end when the driver ends.
-
-    concurrent.futures would give up the whole pool when one worker is killed.
-
-    Yields:
-        A report for each cell.
-
-    Raises:
-        RuntimeError: If workers end before their first cell.
-    """
+    """Run cells in worker processes, which end when the driver ends."""
+    # concurrent.futures would give up the whole pool when one worker is killed.
     pool = _Pool(cells, results, options)
     try:
         yield from pool.run()

@@ -11,18 +11,9 @@ from resid_theory.sweep.worker import Options, Report, attempt, lost
 
 
 def run_in_ray(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
-    """Run cells as tasks of Ray Core.
-
-    An existing connection or the cluster of ``RAY_ADDRESS`` is used, and must see the folder of the
-    sweep; otherwise Ray starts on this machine, on the loopback address, without dashboard and
-    usage statistics. Ray runs the cells of lost workers and machines again.
-
-    Yields:
-        A report for each cell.
-
-    Raises:
-        ModuleNotFoundError: If Ray is not installed.
-    """
+    """Run cells as tasks of Ray Core, which runs those of lost workers and machines again."""
+    # A connection or the cluster of ``RAY_ADDRESS`` is used, and must see the folder of the sweep;
+    # otherwise Ray starts here, on the loopback address, without dashboard and usage statistics.
     ray = _ray()
     if not cells:
         return

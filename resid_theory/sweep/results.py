@@ -52,9 +52,6 @@ class Results:
 
     A cell is done if and only if its manifest and tensors exist and verify. Writes do not wait for
     the disk: a result that a power cut damages does not verify, and the cell runs again.
-
-    Args:
-        folder: The folder of the sweep.
     """
 
     def __init__(self, folder: str | Path) -> None:

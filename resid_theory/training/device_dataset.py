@@ -37,16 +37,6 @@ class DeviceDataset:
             samples.
         total: Sum of the weights of all samples in the loss.
         digest: sha256 of inputs and targets.
-
-    Args:
-        argument: Name of the argument, for messages.
-        data: Data in any form that ``train`` takes.
-        net: The net that they must fit, on the device.
-        recipe: Loss, batch and augmentation.
-        others: Further nets that are to take them.
-
-    Raises:
-        ValueError: If the data are empty or ragged, or do not fit net, recipe or loss.
     """
 
     def __init__(

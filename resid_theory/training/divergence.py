@@ -56,16 +56,9 @@ class Watch:
 
     @torch.no_grad()
     def settle(self, step: int, batches: Sequence[StepBatch] = ()) -> None:
-        """Check the losses up to a step, and the weights; a GPU is waited for.
-
-        Args:
-            step: Number of steps done.
-            batches: Those of the last step, before its weights move: then its gradients are
-                checked, too, and its layers tell where a number that is not finite comes from.
-
-        Raises:
-            DivergenceError: If one is not finite.
-        """
+        """Check the losses up to a step, and the weights; a GPU is waited for."""
+        # Batches are those of the last step, before its weights move: then its gradients are
+        # checked, too, and its layers tell where a number that is not finite comes from.
         if not step:
             return
         begin = self._seen % self._epoch.shape[1]

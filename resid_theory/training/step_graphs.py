@@ -24,12 +24,6 @@ class StepGraphs:
 
     Attributes:
         fault: Why steps are not replayed; None as long as they are.
-
-    Args:
-        group: The nets.
-        optimizer: Their optimizer.
-        sums: Sums that a step adds to.
-        step: Takes a step of so many samples at a place, (1,), in the epoch, and gives the losses.
     """
 
     def __init__(

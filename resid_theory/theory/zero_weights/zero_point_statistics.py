@@ -35,17 +35,8 @@ def resolution_of(matrices: Tensor) -> float:
 def pair_spectrum(
     matrices: Sequence[Tensor], copies: Sequence[int], parameters: int, weights: Any = None
 ) -> Spectrum:
-    """Eigenvalues ±s_i(B_k) of pairs of layers, as often as each is wide inside, and zeros.
-
-    Args:
-        matrices: B, one for each pair, of any shapes; one matrix for all if ``weights`` are given.
-        copies: Width inside each pair.
-        parameters: Number of all eigenvalues.
-        weights: (K,), factors of a common B.
-
-    Returns:
-        The spectrum.
-    """
+    """Eigenvalues ±s_i(B_k) of pairs of layers, as often as each is wide inside, and zeros."""
+    # ``weights`` are factors of one common matrix.
     # What an SVD cannot tell from zero in its own matrix is zero, however far matrices are apart:
     # a symmetry of the loss must not look like curvature.
     found = [torch.linalg.svdvals(m).cpu() for m in matrices]
