@@ -2,13 +2,13 @@
 
 import copy
 import itertools
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import noise
+from oracles import gauss_newton_by_jacobians, noise
 from scipy.stats import norm, t
 from tolerances import HESSIAN, assert_same, relative_error
 from torch import nn
@@ -256,7 +256,7 @@ def test_as_many_targets_are_drawn_as_are_asked_for(make, draws):
             return super().drawn(ranks)
 
     net, data = nn.Linear(3, 6).double(), (noise(1, 3), noise(1, 6, seed=1))
-    loss, counts = rt.Loss(nn.MSELoss(), likelihood=Counted), []
+    loss, counts = rt.Loss(nn.MSELoss(), likelihood=partial(Counted, precision=2.0)), []
     for number in (1, draws):  # of each pass of the data one for every draw
         drawn.clear()
         A = make(net, loss, data, matrix="fisher_mc", draws=number, generator=0)
@@ -265,6 +265,51 @@ def test_as_many_targets_are_drawn_as_are_asked_for(make, draws):
     if make is rt.curvature.kfac:  # slopes of six outputs are independent
         sizes = torch.linalg.svdvals(A.dense())
         assert int((sizes > 1e-9 * sizes[0]).sum()) == draws  # far above round-off
+
+
+def by_token(z, y):
+    return F.cross_entropy(z.flatten(0, -2), y.flatten())
+
+
+def summed(z, y):
+    return (z - y).square().sum() / len(z)
+
+
+LABELLED = rt.losses.Categorical
+CLAIMS = {
+    "axis": (by_token, LABELLED, "^likelihood: Categorical has other second derivatives"),
+    "shape": (by_token, LABELLED, "^likelihood: targets .* are no labels of outputs"),
+    "weights": (lambda z, y: F.cross_entropy(z.mT, y, torch.tensor([1.0, 2.0, 0.5]).double()),
+                partial(LABELLED, axis=-1), "^likelihood: Categorical has other"),
+    "total": (summed, partial(rt.losses.Gaussian, precision=2.0), "^likelihood: Gaussian has othe"),
+    "precision": (F.mse_loss, rt.losses.Gaussian, "^likelihood: Gaussian has other"),
+    "classes last": (by_token, partial(LABELLED, axis=-1), ""),
+    "smoothed": (lambda z, y: F.cross_entropy(z.mT, y, label_smoothing=0.2),
+                 partial(LABELLED, axis=None), ""),
+    "right": (summed, partial(rt.losses.Gaussian, precision=2.0, total=True), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_likelihood_has_the_second_derivatives_of_its_loss(claim):
+    """These do not depend on the targets, so that the Fisher matrix is the Gauss-Newton matrix."""
+    loss, likelihood, message = CLAIMS[claim]
+    given = rt.Loss(loss, likelihood=likelihood)
+    x, y = SEQUENCES, LABELS.clamp(0)
+    if claim in ("total", "precision", "right"):
+        y = noise(M, T, K, seed=5).double()
+    elif claim == "shape":
+        x, y = x[:, :2], y[:, :2]
+    if message:
+        for call in (rt.curvature_operator, rt.curvature.kfac):
+            with pytest.raises(ValueError, match=message):
+                call(net(), given, (x, y), matrix="fisher")
+    else:
+        model = net()
+        parameters = list(model.parameters())
+        exact = gauss_newton_by_jacobians(model(x), lambda z: loss(z, y), parameters)
+        found = rt.curvature_operator(model, given, (x, y), matrix="fisher").dense()
+        assert relative_error(found, exact) <= HESSIAN
 
 
 def test_drawn_targets_need_the_order_of_the_first_pass():

@@ -123,7 +123,23 @@ class FisherGraph(SampledGraph):
         self._predictions = loss.likelihood(point, target)
         shares = self.shares.to(point).view(-1, *[1] * (point.dim() - 1))
         self._weights = shares * self._predictions.weights
+        if self._predictions.natural and not self.first:
+            self._check_likelihood(point)
         return recorded
+
+    def _check_likelihood(self, point: Tensor) -> None:
+        """Refuse what is no likelihood of the loss, by second derivatives in the outputs."""
+        move = torch.arange(1.0, 1 + point.numel()).cos().view_as(point).to(point)
+        own, exact = FisherGraph._curve(self, [move], False), super()._curve([move], False)
+        scale, eps = (self._weights * move).abs().max(), torch.finfo(point.dtype).eps
+        gap, most = (own[0] - exact[0]).abs().max(), exact[0].abs().max()
+        if gap > eps**0.5 * most + 64 * eps * scale:
+            kind = type(self._predictions).__name__
+            raise ValueError(
+                f"likelihood: {kind} has other second derivatives in the outputs than the loss (by "
+                f"{float(gap / most):.2g} of the largest); needs one with its total=, precision=, "
+                f"axis= or ignored= by functools.partial({kind}, ...)"
+            )
 
     def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
         return [self._weights * self._predictions.curve(move) for move in moves]

@@ -36,6 +36,7 @@ class Predictions(ABC):
     """
 
     axis: int | None = None  # of the classes, from the end
+    natural = False  # whether C is the second derivative of the loss, whatever the targets are
 
     def __init__(self, output: Tensor, target: Tensor, *, total: bool = False) -> None:
         self.output, self.shape = output, output.shape
@@ -68,6 +69,8 @@ Likelihood = Callable[[Tensor, Tensor], Predictions]
 class Gaussian(Predictions):
     """Numbers with a variance, around the outputs: ``precision / 2`` times the squared error."""
 
+    natural = True
+
     def __init__(
         self, output: Tensor, target: Tensor, *, precision: float = 1.0, total: bool = False
     ) -> None:
@@ -89,6 +92,8 @@ class Gaussian(Predictions):
 
 class Bernoulli(Predictions):
     """Yes or no, by logits."""
+
+    natural = True
 
     def __init__(self, output: Tensor, target: Tensor, *, total: bool = False) -> None:
         super().__init__(output, target, total=total)
@@ -121,9 +126,14 @@ class Categorical(Predictions):
         total: bool = False,
     ) -> None:
         super().__init__(output, target, total=True)
-        axis = class_axis(output, target) if axis is None else axis
-        assert axis is not None  # the targets fit
-        self.axis, self._logits = axis - output.dim(), logits
+        axis = class_axis(output, target) if axis is None else axis % output.dim()
+        fits = (output.shape, () if axis is None else output.select(axis, 0).shape)
+        if axis is None or target.shape not in fits:
+            raise ValueError(
+                f"likelihood: targets {tuple(target.shape)} are no labels of outputs "
+                f"{tuple(output.shape)} with classes along axis={axis} of rt.losses.Categorical"
+            )
+        self.axis, self._logits, self.natural = axis - output.dim(), logits, logits
         self._p = output.softmax(axis) if logits else output.exp()
         counts = torch.ones_like(self._p.select(axis, 0))
         self.shape = counts.shape
