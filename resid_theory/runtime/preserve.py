@@ -1,7 +1,7 @@
 """Read-only measurements: model, random state and settings come out as they went in."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -49,38 +49,31 @@ def _precision(tf32: bool) -> Iterator[None]:
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     # torch 2.9 renamed these settings, and refuses to read an old name that a new one contradicts.
     # Old names that can be read are kept in step with the new ones: nets and torch read both.
-    old_convolutions = _read_or_none(lambda: cudnn.allow_tf32)
-    old_products = _read_or_none(lambda: products.allow_tf32)
-    old_level = _read_or_none(torch.get_float32_matmul_precision)  # "medium" is more than a flag
+    flags: list[tuple[Any, bool]] = []
+    levels: list[str] = []  # "medium" is more than a flag
+    for owner in (cudnn, products):
+        with suppress(RuntimeError):
+            flags.append((owner, owner.allow_tf32))
+    with suppress(RuntimeError):
+        levels.append(torch.get_float32_matmul_precision())
     renamed: list[Any] = []
     if hasattr(cudnn, "conv"):
         mkldnn: Any = torch.backends.mkldnn
         renamed = [products, cudnn.conv, cudnn.rnn, mkldnn.matmul]
     before = [owner.fp32_precision for owner in renamed]
-    if old_convolutions is not None:
-        cudnn.allow_tf32 = tf32
-    if old_products is not None:
-        products.allow_tf32 = tf32
+    for owner, _ in flags:
+        owner.allow_tf32 = tf32
     for owner in renamed[:3]:
         owner.fp32_precision = "tf32" if tf32 else "ieee"
     try:
         yield
     finally:
-        if old_convolutions is not None:
-            cudnn.allow_tf32 = old_convolutions
-        if old_products is not None:
-            products.allow_tf32 = old_products
-        if old_level is not None:
-            torch.set_float32_matmul_precision(old_level)
+        for owner, flag in flags:
+            owner.allow_tf32 = flag
+        for level in levels:
+            torch.set_float32_matmul_precision(level)
         for owner, precision in zip(renamed, before, strict=True):
             owner.fp32_precision = precision
-
-
-def _read_or_none(read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except RuntimeError:
-        return None
 
 
 @contextmanager
