@@ -164,6 +164,8 @@ def test_weights_of_images_count():
     found = rt.evaluate(net, rt.Data.of(IMAGES, sample_weight=COPIES), batch=2)
     exact = float((COPIES * each).sum() / COPIES.sum())
     assert found.loss == pytest.approx(exact, rel=1e-6)  # pixels are normalized in float32
+    assert found.wrong[1] == int((net(x).argmax(1) != LABELS).sum())
+    assert found.notes[-1].endswith("weights of samples are in the loss alone")
 
 
 @pytest.mark.parametrize(("data", "weight", "message"), [

@@ -27,6 +27,7 @@ from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import is_out_of_memory
 from resid_theory.runtime.result import Columns, Result
 
+_ALIKE = "in errors each label counts once: weights of samples are in the loss alone"
 _USUAL = (1, 5)  # values of k, of which those are measured that there are classes for
 
 
@@ -39,7 +40,8 @@ class Evaluation(Result):
         labels: Number of class labels that count: samples, or all their tokens; 0 if targets are no
             classes.
         loss: The loss of the data, such as cross-entropy in nats, mean over labels.
-        wrong: For each k, the number of labels that are not among the k largest outputs.
+        wrong: For each k, the number of labels that are not among the k largest outputs; weights
+            of samples are in the loss alone.
         notes: What was done to the data on the way into the net.
     """
 
@@ -175,6 +177,7 @@ class _Totals:
                 f"{top} needs"
             )
         self._samples = self._labels = 0
+        self.notes: tuple[str, ...] = ()
         self._value = self._weight = 0.0
 
     def check(self, axes: SampleAxes | None, few: Any, more: Any) -> None:
@@ -191,6 +194,8 @@ class _Totals:
         target, labels = self._targets(output, batch.target)
         loss, weight = self._loss, self._weighting.of_part(output, target, batch.size)
         if batch.sample_weight is not None:
+            if self._wrong:
+                self.notes = (_ALIKE,)
             each = self._weighting.of_samples(output, target, batch.size)
             each = each * batch.sample_weight.cpu()
             loss = reweighted(loss, self.axes, each, sums=self._weighting.sums)
@@ -222,7 +227,7 @@ class _Totals:
             labels=self._labels,
             loss=self._value if self._weighting.sums else self._value / self._weight,
             wrong=self._wrong,
-            notes=notes,
+            notes=notes + self.notes,
         )
 
 
