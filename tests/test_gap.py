@@ -164,6 +164,21 @@ def test_outputs_without_gradients():
     assert rt.check_equivalence(one, cut, x).gradients == 1  # all of it
 
 
+def test_training_is_not_compared_where_an_identity_is_added_in_forward():
+    """V and V + I are one function with one gradient; their difference is no drift."""
+
+    class Added(nn.Linear):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    net, x = Added(WIDTH, WIDTH), torch.randn(4, WIDTH)
+    plain = nn.Linear(WIDTH, WIDTH)
+    plain.load_state_dict({"weight": net.weight + torch.eye(WIDTH), "bias": net.bias})
+    assert rt.check_equivalence(net, plain, x).largest < round_off(100)
+    with pytest.raises(ValueError, match="steps: got 1, but 'weight' starts .* apart"):
+        rt.check_equivalence(net, plain, x, steps=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+
+
 def test_round_off_of_a_gradient_that_cancels_is_no_difference():
     """A bias in front of BatchNorm has the gradient 0: what is left of it is round-off."""
     torch.manual_seed(0)

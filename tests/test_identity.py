@@ -535,8 +535,7 @@ def test_a_removed_correction_corrects_nothing():
 
 @pytest.mark.parametrize("identity", ["plain", "dirac"])
 def test_other_nets_are_left_alone(identity):
-    net = nn.Linear(2, 2)  # made here, in float64
-    net = net if identity == "plain" else with_identity(net, identity)
+    net = with_identity(nn.Linear(2, 2), identity)  # made here, in float64
     for p in net.parameters():
         p.grad = torch.ones_like(p)
     twin = [p.detach().clone() for p in net.parameters()]
@@ -556,11 +555,13 @@ def test_optimizers_that_are_refused():
         IdDecay(torch.optim.ASGD([v]), one)
     with pytest.raises(ValueError, match="holds none of the net's parameters"):
         IdDecay(torch.optim.SGD(nn.Linear(1, 1).parameters()), one)
+    with pytest.raises(ValueError, match="net: got Linear, .*that a forward adds is not seen"):
+        IdDecay(torch.optim.SGD([v]), nn.Linear(2, 2))
     IdDecay(optimizer := torch.optim.ASGD([v]), one, decoupled=False)
     optimizer.grad_scale = torch.tensor(2.0)
     with pytest.raises(ValueError, match="scaler.unscale_"):
         optimizer.step()
-    plain = nn.Linear(2, 2)
+    plain = with_identity(nn.Linear(2, 2), "plain")
     IdDecay(optimizer := torch.optim.ASGD(plain.parameters()), plain)
     optimizer.grad_scale = torch.tensor(2.0)
     optimizer.step()  # nothing to correct

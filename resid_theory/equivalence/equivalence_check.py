@@ -140,8 +140,8 @@ def check_equivalence(
 
     Raises:
         ValueError: If the outputs' names or shapes differ or none can be compared, ``steps`` is
-            given without ``optimizer``, or training cannot be compared because the parameters do
-            not correspond or no output has a gradient.
+            given without ``optimizer``, or training cannot be compared because parameters do not
+            correspond, by names and values, or no output has a gradient.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3.1 and Appendix B.
@@ -189,21 +189,24 @@ def check_equivalence(
                 total[name] = total.get(name, 0) + batch.size * gradient
         if len(kept) < steps:
             kept.append(parts)
-    if not outputs.relative():
+    if not outputs.largest:
         kind = ", ".join(_kind(leaf) for leaf in a[0].values()) or "nothing"
         raise ValueError(f"net_a: gives {kind}, needs an output that can be compared, as tensors")
-    drift: list[float] = []
-    if steps and optimizer is not None:
-        drift = _train(nets, kept, scored, steps, optimizer, correct)
     if same:
         gradients.add(*totals)
+    by_output, by_parameter = outputs.relative(), gradients.relative()
+    drift: list[float] = []
+    if steps and optimizer is not None:
+        if max(*by_output.values(), *by_parameter.values()) <= ROUNDINGS * outputs.eps:
+            _check_start(steps, nets, gradients)
+        drift = _train(nets, kept, scored, steps, optimizer, correct)
     found = Gap(
-        outputs=max(outputs.relative().values()),
+        outputs=max(by_output.values()),
         input_gradient=max(inputs.relative().values(), default=0.0),
-        gradients=max(gradients.relative().values()) if same else None,
+        gradients=max(by_parameter.values()) if same else None,
         steps=torch.tensor(drift, dtype=torch.float64),
-        by_output=outputs.relative(),
-        by_parameter=gradients.relative(),
+        by_output=by_output,
+        by_parameter=by_parameter,
         notes=(*samples.notes, *(f"output {name!r} is not compared" for name in outputs.opaque)),
     )
     return replace(found, notes=(*found.notes, *_notes_of_precision(found, nets)))
@@ -358,8 +361,8 @@ def _train(
 ) -> list[float]:
     """Difference of the effective weights after each step."""
     optimizers = [optimizer(_parameters(net).values()) for net in nets]
-    if correct:
-        for net, each in zip(nets, optimizers, strict=True):
+    for net, each in zip(nets, optimizers, strict=True):
+        if correct and any(shifted(net)):
             IdDecay(each, net)
     drift = []
     for step in range(steps):
@@ -371,13 +374,25 @@ def _train(
                 raise ValueError(f"steps: got {steps}, but no output has a gradient; needs steps=0")
             value.backward()
             each.step()
-        weights = []
-        for net in nets:  # effective ones: V with the identity added
-            masks: dict[Tensor, Tensor] = dict(shifted(net))
-            named = _trainable(net).items()
-            weights.append({name: p.detach() + masks.get(p, 0) for name, p in named})
-        # By name: the two nets may list them in another order.
-        apart = _Differences()
-        apart.add(*({"": torch.cat([w[n].flatten() for n in sorted(w)])} for w in weights))
+        apart, weights = _Differences(), map(_effective, nets)
+        apart.add(*({"": torch.cat([p.flatten() for p in w.values()])} for w in weights))
         drift.append(apart.relative()[""])
     return drift
+
+
+def _effective(net: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters, V + I for V, sorted: two nets may list them in another order."""
+    masks: dict[Tensor, Tensor] = dict(shifted(net))
+    return {name: p.detach() + masks.get(p, 0) for name, p in sorted(_trainable(net).items())}
+
+
+def _check_start(steps: int, nets: Sequence[nn.Module], gradients: _Differences) -> None:
+    """Raise if weights that are trained alike start apart, in nets of equal outputs."""
+    start, least = _Differences(), ROUNDINGS * gradients.eps * max(gradients.scales.values())
+    start.add(*map(_effective, nets))
+    for name, gap in start.relative().items():
+        if gap > ROUNDINGS * start.eps and gradients.scales[name] > least:
+            raise ValueError(
+                f"steps: got {steps}, but {name!r} starts {gap:.2g} apart; an identity that a net "
+                "adds in forward needs to be in a weight: rt.to_residual(rt.absorb(net))"
+            )

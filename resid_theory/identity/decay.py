@@ -112,14 +112,16 @@ class IdDecay:
         optimizer: SGD (momentum, Nesterov, dampening), Adam, AdamW, RMSprop, Adagrad, Adadelta,
             Adamax, NAdam, RAdam or L-BFGS. Clip gradients of the two nets alike only if the clipped
             total includes :math:`\lambda e`.
-        net: The net whose parameters it steps.
+        net: The residual net whose parameters it steps. An identity that a ``forward`` adds is in
+            no weight: ``rt.to_residual(rt.absorb(net))`` has it in one.
         decoupled: Whether decay is decoupled, for optimizers of other classes; their steps must not
             depend on the values of the weights (no trust ratios, no norm-based clipping).
 
     Raises:
-        ValueError: If the optimizer holds none of the net's shifted parameters, or is of another
-            class and ``decoupled`` is not given, or the weight of a residual layer has another
-            parametrization, so that it is not V + I.
+        ValueError: If no layer has an identity by its weight or its design, the optimizer holds
+            none of the net's shifted parameters, or is of another class and ``decoupled`` is not
+            given, or the weight of a residual layer has another parametrization, so that it is not
+            V + I.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3.1, for SGD; other optimizers derived here.
@@ -134,10 +136,17 @@ class IdDecay:
     def __init__(
         self, optimizer: torch.optim.Optimizer, net: nn.Module, *, decoupled: bool | None = None
     ) -> None:
-        masks = dict(shifted(inner_net(net)))
+        net = inner_net(net)
+        masks = dict(shifted(net))
         if not isinstance(optimizer, torch.optim.Optimizer):
             kind = type(optimizer).__name__
             raise ValueError(f"optimizer: got {kind}, needs a torch.optim.Optimizer")
+        designed = (layer_identity(m) is not None or id_rule(m) is not None for m in net.modules())
+        if not masks and not any(designed):
+            raise ValueError(
+                f"net: got {type(net).__name__}, needs a layer with an identity by its weight "
+                "or its design; one that a forward adds is not seen: rt.to_residual(rt.absorb(net))"
+            )
         held = {p for group in optimizer.param_groups for p in group["params"]}
         if masks and held.isdisjoint(masks):
             raise ValueError("optimizer: holds none of the net's parameters, needs this net's own")
