@@ -188,6 +188,7 @@ theory.Unit(shortcut=None)
 theory.zero_point(blocks=None, shortcut_depth=None, layout=None, loss='square', pre=None,
     mid=None, post=None, hidden=None, bias=False, last_bias=False, norm=None, norm_at='branch',
     input_map=None, output_map=None, kink='line', exact=False)
+theory.ZeroPoint(notes=())
 theory.ZeroPoint.percentile_condition_number(percent=10.0)
 training.evaluate(loss='cross_entropy', top=None, batch=256, progress=False)
 training.Evaluation(notes=())

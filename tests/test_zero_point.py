@@ -626,6 +626,16 @@ def test_values_at_zero_of_round_off_and_of_no_layer_do_not_matter(generator):
         assert found.slope == 1.0 and found.verdict == "not stationary"
 
 
+@pytest.mark.parametrize(
+    ("n", "acts", "said"),
+    [(2, {"mid": "relu"}, 1), (1, {"post": "relu"}, 1), (1, {"mid": "relu"}, 0),
+     (2, {"mid": "tanh", "pre": "relu"}, 0)],
+)  # fmt: skip
+def test_a_slope_that_does_not_exist_is_said(n, acts, said, generator):
+    point = zero_point(samples(generator), blocks=2, shortcut_depth=n, **acts)
+    assert ["kink" in line for line in point.remarks()] == [True] * said
+
+
 def test_names_are_compared_before_data_are_read():
     def never():
         raise AssertionError("data were read")
@@ -643,6 +653,7 @@ def test_a_direction_and_its_opposite_add_up_to_m(generator):
         points.append(zero_point(data, blocks=2, shortcut_depth=2, mid="relu", kink=net))
         with torch.no_grad():
             net.weights.neg_()
+    assert not points[0].notes
     total = points[0].blocks_of_m + points[1].blocks_of_m
     assert total.shape == (2, D, D, D)
     assert relative_error(total, points[0].correlation.expand_as(total)) <= HESSIAN

@@ -86,7 +86,8 @@ def _predict(
         along = {"kink": net} if setup.init == "near_zero" and kinks else {}
         point = setup.zero_point(data, **along)
         where = "in the limit along the drawn weights" if along else "at zero weights"
-        return point, f"Predicted: the Hessian {where}; {point.verdict}: {point.reason}."
+        words = f"Predicted: the Hessian {where}; {point.verdict}: {point.reason}."
+        return point, "\n".join([words, *point.remarks()])
     square = setup.hidden in (None, setup.components)
     if setup.plain and setup.init == "orthogonal" and net.is_linear and square:
         with torch.no_grad():

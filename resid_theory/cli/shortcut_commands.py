@@ -124,7 +124,7 @@ def zero_point(
     with threads_for(point.size if point.method == "dense solver" else 0):
         if point.method == "inertia counts" and not as_json:
             say(_estimate(point))
-        content = {"setup": asdict(setup), **point.summary()}
+        content = {"setup": asdict(setup), **point.summary(), "notes": point.notes}
         unused = _unused(setup, exact)
         content["reason"] += f".{unused}" if unused else ""
         draw = (lambda: rt.plots.zero_point(point)) if point.is_listed else None
@@ -232,6 +232,8 @@ def _zero_point_table(content: Mapping[str, Any]) -> None:
         if content.get(key) is not None:
             table.add_row(words, number(content[key]))
     say(table)
+    for note in content["notes"]:
+        say(f"Note: {note}.")
 
 
 def _say_symbols(words: str) -> None:

@@ -143,6 +143,16 @@ class Architecture:
         """c_n, the product of the slopes at zero along a block."""
         return self.mid.slope ** (self.n - 1) * self.post.slope
 
+    def notes(self, rule: Any) -> tuple[str, ...]:
+        """A note on activations without a slope at zero, unless a net gives the direction."""
+        inside = (self.mid, self.post) if self.n > 1 else (self.post,)
+        if not isinstance(rule, str) or not any(at.has_kink for at in inside):
+            return ()
+        return (
+            "an activation has a kink at zero, where no Hessian exists (autograd takes one side): "
+            "its slope is the mean of both sides; kink=net takes the sides of a net's weights",
+        )
+
     def bend(self, rule: str) -> float:
         """Second derivative of ``post`` at zero, for n = 1 that of the diagonal."""
         if self.n > 1:

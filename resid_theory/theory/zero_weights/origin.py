@@ -144,7 +144,7 @@ def zero_point(
         wiring=layout.name, blocks=layout.blocks, shortcut_depth=layout.branch, hidden=h,
         slope=net.slope, shift=shift, exact=exact,
         a_priori_bound=local.a_priori_bound if net.n == 2 and is_one_stream else math.inf,
-        null_direction=scored.null_direction and output_map is None,
+        null_direction=scored.null_direction and output_map is None, notes=net.notes(kink),
         **hessian_at_zero(net, local, h, kink),
     )  # fmt: skip
 

@@ -56,6 +56,7 @@ class ZeroPoint(Result):
             None.
         exact: For n = 1 at great depth: whether the summary counts eigenvalues, which is slow,
             or uses the limits of great depth.
+        notes: What stands for a slope at zero that does not exist.
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Theorem 2, equations (8),
@@ -78,6 +79,7 @@ class ZeroPoint(Result):
     blocks_of_m: Tensor | list[Tensor] | None
     shift: Tensor | None
     exact: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def gain(self) -> float:
