@@ -414,6 +414,7 @@ def test_an_activation_without_effect_is_told(capsys, depth, said):
         ("spectrum --init xavir", "--init: unknown name 'xavir'; did you mean 'xavier'?"),
         ("spectrum --mid rleu", "--mid: unknown name 'rleu'; did you mean 'relu'?"),
         ("spectrum --loss squar", "--loss: unknown name 'squar'; did you mean 'square'?"),
+        ("spectrum --loss model", "--loss: unknown name 'model'; choose from"),
         ("spectrum --data mnits", "--data: unknown name 'mnits'; did you mean 'mnist'?"),
         ("spectrum --blocks 0", "--blocks: got 0, needs at least 1"),
         ("spectrum --blocks x", "Invalid value for '--blocks'"),

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -340,6 +341,18 @@ def test_checkpoints_are_listed_with_their_errors(capsys, monkeypatch):
         ])  # fmt: skip
     said = printed(capsys, "checkpoints").splitlines()
     assert [line.rstrip() for line in said] == list(table(rows, left=(0, 1, 2)))
+
+
+def test_a_set_of_less_than_500_images_is_measured_whole(capsys, checkpoints):
+    words = "--data", "digits", "--size", 8, "--split", "test", "--layers", "fc"
+    found = content(capsys, "cushions", "--checkpoint", checkpoints[0], *words)
+    assert found["samples"] == 360
+
+
+def test_a_warning_is_one_line(capsys):
+    assert cli.main(["--version"]) == 0
+    line = warnings.formatwarning(UserWarning("beware"), UserWarning, "app.py", 3, line="call()")
+    assert line == "resid-theory: beware\n"
 
 
 def test_images_of_a_set_are_those_to_test_on_of_side_32():

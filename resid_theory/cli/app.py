@@ -1,4 +1,4 @@
-"""The command line: thin verbs over library calls, and errors of one line.
+"""The command line: thin verbs over library calls, and errors and warnings of one line.
 
 Only typer is imported at the top: ``--help`` answers at once, torch waits for the work.
 """
@@ -6,6 +6,7 @@ Only typer is imported at the top: ``--help`` answers at once, torch waits for t
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     spell_out(sys.stdout, sys.stderr)
+    warnings.formatwarning = _line
     keep_freed_memory()
     command = typer.main.get_command(app)
     try:
@@ -107,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_named(str(error) or type(error).__name__, words), 2)
     # Later versions of typer turn an interrupt into this code themselves.
     return _fail("interrupted", code) if code == 130 else int(code or 0)
+
+
+def _line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning without the place in the code of the library."""
+    return f"resid-theory: {message}\n"
 
 
 def _given(error: Any, words: list[str]) -> str:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,11 @@ StateDict = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="train or test; of a named set.")]
 Samples = Annotated[
-    int, typer.Option(help="Images: the first of a set; of a folder, drawn by --seed.")
+    int | None,
+    typer.Option(
+        help="Images: the first of a set; of a folder, drawn by --seed. By default 500, or all of "
+        "a smaller set."
+    ),
 ]
 Channels = Annotated[int, typer.Option(help="Channels of a named set; grey images are repeated.")]
 Seed = Annotated[
@@ -75,7 +80,7 @@ def curvature(
     model: Model = None,
     state_dict: StateDict = None,
     split: Split = "train",
-    samples: Samples = 500,
+    samples: Samples = None,
     size: Size = None,
     channels: Channels = 3,
     loss: Annotated[
@@ -128,7 +133,8 @@ def curvature(
             progress=shows_progress(as_json),
             **{name: given[name] for name in given if name not in of_operator},
         )
-    content = {"net": checkpoint or model, **asdict(source), "loss": loss, **given}
+    content = {"net": checkpoint or model, **asdict(source), "samples": len(found), "loss": loss}
+    content |= given
     content |= _report_content(report)
     drawable, wrt = report.spectrum is not None or report.density is not None, given["wrt"]
     moved = {"parameters": "weight", "inputs": "input"}.get(wrt, f"output of {wrt}")
@@ -221,7 +227,7 @@ def cushions(
     model: Model = None,
     state_dict: StateDict = None,
     split: Split = "train",
-    samples: Samples = 500,
+    samples: Samples = None,
     size: Size = None,
     channels: Channels = 3,
     layers: Annotated[
@@ -265,7 +271,7 @@ def cushions(
         net, found = source.load(name, model, as_json)
         with renamed(net=flag):
             measured[str(name)] = measure(net, found, **keywords)
-    content = {**asdict(source), **given, "layers": layers, "blocks": blocks}
+    content = {**asdict(source), "samples": len(found), **given, "layers": layers, "blocks": blocks}
     content["nets"] = {name: _cushion_content(found) for name, found in measured.items()}
     said = files.save(content, lambda: _violins(measured))
     tables = [f"{name} on {data}: {found}" for name, found in measured.items()]
@@ -317,7 +323,7 @@ class _Source:
 
     data: str
     split: str
-    samples: int
+    samples: int | None
     size: int | None
     channels: int
     device: str
@@ -337,10 +343,16 @@ class _Source:
             raise ValueError("--state-dict: got weights without --model, which they belong to")
         else:
             net = checkpoint_net(str(checkpoint))
-        found = images(
-            self.data, split=self.split, samples=self.samples, size=self.size,
-            channels=self.channels, seed=self.seed, progress=not as_json,
+        read = partial(
+            images, self.data, split=self.split, size=self.size, channels=self.channels,
+            seed=self.seed, progress=not as_json,
         )  # fmt: skip
+        try:
+            found = read(samples=500 if self.samples is None else self.samples)
+        except ValueError:
+            if self.samples is not None:
+                raise
+            found = read()  # a smaller set, or the same error
         run_once(net.to(device), found)
         return net, found.to(device)
 

@@ -242,7 +242,8 @@ def as_operator(given: Any, argument: str = "A") -> LinearOperator:
         size = "" if shape is None else f" of shape {tuple(shape)}"
         raise ValueError(
             f"{argument}: got {kind}{size}, needs a matrix: a tensor, an array, or anything with "
-            "A @ V, a shape (rows, columns) and a dtype of torch or NumPy"
+            "A @ V, a shape (rows, columns) and a dtype of torch or NumPy; of a net, "
+            "rt.curvature_operator(net, loss, data)"
         )
     return WrappedOperator(given)
 

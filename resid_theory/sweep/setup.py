@@ -58,7 +58,7 @@ class Setup:
         if named:
             check_choice("data", self.data, list(IMAGE_SETS))
         check_choice("init", self.init, initializations_for("matrix"))
-        check_choice("loss", self.loss, list(LOSSES))
+        check_choice("loss", self.loss, [n for n, loss in LOSSES.items() if not loss.takes_batches])
         replace(self, blocks=min(self.blocks, 1)).net(0)
         if named:
             self._check_targets(len(IMAGE_SETS[self.data].classes))
