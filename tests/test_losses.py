@@ -181,7 +181,7 @@ UNFIT = {
     "square-shape": ("square", torch.zeros(5, 2), unequal((5, 2), "square")),
     "square-broadcast": ("square", torch.zeros(5), unequal((5,), "square")),
     "square-labels": ("square", LABELS, unequal((5,), "square")
-                      + ", of class labels rows by resid_theory.data.one_hot"),
+                      + "; of class labels, rows by rt.data.one_hot or loss='cross_entropy'"),
     "mse-broadcast": (nn.MSELoss(), torch.zeros(5, 1), unequal((5, 1), "MSELoss")),
     "square-integers": ("square", torch.zeros(5, 3, dtype=torch.int64),
                         "got dtype torch.int64, the square loss needs floating point"),

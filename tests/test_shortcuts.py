@@ -373,6 +373,7 @@ def test_words_of_lists_and_records():
     }  # fmt: skip
     assert rt.shortcuts(layers[0]).title == "no shortcuts"
     assert "distance" not in rt.shortcuts(net[3:]).shown()
+    assert rt.shortcuts(rt.ShortcutNet(3, 1, 2)).title == "no shortcuts in what can be traced"
     assert rt.shortcuts(Picky(net), torch.ones(1, 3)).remarks()[0].startswith("the net itself: ")
 
 

@@ -71,7 +71,9 @@ class Shortcuts(Result):
     def title(self) -> str:
         """Numbers of shortcuts by answer."""
         counts = [f"{self.answers.count(word)} {word}" for word in dict.fromkeys(self.answers)]
-        return f"{len(self.modules)} shortcuts: {', '.join(counts)}" if counts else "no shortcuts"
+        if not counts:
+            return "no shortcuts" + " in what can be traced" * bool(self.untraced)
+        return f"{len(self.modules)} shortcuts: {', '.join(counts)}"
 
     def shown(self) -> Columns:
         """The columns, with both bounds of the distance in one."""

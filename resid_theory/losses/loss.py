@@ -183,7 +183,7 @@ class Loss:
         elif output.shape != target.shape:
             also = " or class indices (m,) of an integer dtype" if self.targets == "labels" else ""
             if self.targets != "labels" and not target.is_floating_point():
-                also = ", of class labels rows by resid_theory.data.one_hot"
+                also = "; of class labels, rows by rt.data.one_hot or loss='cross_entropy'"
             raise ValueError(
                 f"data y: got shape {tuple(target.shape)} for outputs of shape "
                 f"{tuple(output.shape)}; the loss {self.name!r} needs equal shapes{also}"
