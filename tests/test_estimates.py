@@ -237,12 +237,13 @@ def test_intervals_of_means_are_those_of_their_distributions():
     found = squares_mean(squares, count=10, scale=3.0, offset=1.0)
     assert (found.value, found.standard_error) == pytest.approx((7.0, 6 * math.sqrt(0.06)))
     assert (found.low, found.high) == pytest.approx((7 + 6 * (low - part), 7 + 6 * (high - part)))
-    total = sphere_mean(0.5, squares, count=10, dimension=100, offset=7.0)
+    total = sphere_mean(0.5, 1.75, squares, count=10, dimension=100, offset=7.0)
     error = 100 * math.sqrt((2 - 0.25) * 2 / 102 / 10)
     assert (total.value, total.standard_error) == pytest.approx((57.0, error))
     half = t.ppf(0.975, 10 / 0.3) * error
     assert (total.low, total.high) == pytest.approx((57 - half, 57 + half))
-    assert sphere_mean(-1.5, squares, count=10, dimension=4, offset=7.0) == Estimate.exact(1.0)
+    found = sphere_mean(-1.5, 0.0, squares, count=10, dimension=4, offset=7.0)
+    assert found == Estimate.exact(1.0)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +435,8 @@ def test_totals_are_sums_over_known_values_and_means_over_probes(steps, error, d
         fourth, sixth = (float((seen.weights * seen.nodes**k).sum()) / 9 for k in (4, 6))
         squares = Cumulants.of(mean, (fourth / mean**2 - 1) / rest, sixth / mean**3 / rest**2)
     total = sphere_mean(
-        float(forms.mean()), squares, count=9, dimension=rest, offset=float(known.sum())
+        float(forms.mean()), mean - float(forms.mean()) ** 2, squares, count=9, dimension=rest,
+        offset=float(known.sum()),
     ).widened(own.trace + slip)
     inside = float(known.square().sum()) + 2 * (0.3**2 + 0.2**2)
     norm = root(squares_mean(squares, count=9, scale=rest, offset=inside))

@@ -135,3 +135,16 @@ def test_no_product_with_nothing_is_asked_for(generator):
         A = Counted(matrix)
         call(A, budget=20)
         assert 0 not in A.widths and sum(A.widths) == 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bars_do_not_depend_on_a_multiple_of_the_identity(seed, generator):
+    """The variance of zᵀ A z does not; as a difference of squares of 1e8 it would be rounding."""
+    values = torch.randn(100, generator=generator)
+    shifted = rotated(1e8 + values, generator)
+    spread = 100 * float(values.var(unbiased=False)) ** 0.5 * (2 / 102) ** 0.5
+    exact = float(shifted.trace())
+    report = rt.eigen.spectral_estimates(shifted, 1, probes=10, steps=4, generator=seed)
+    for found, count in ((rt.trace(shifted, budget=20, generator=seed), 20), (report.trace, 10)):
+        assert 0.5 < found.standard_error / (spread / count**0.5) < 1.5
+        assert abs(found.value - exact) <= 5 * found.standard_error

@@ -178,12 +178,12 @@ def _statistics(samples: Tensor) -> tuple[float, float, float]:
 
 
 def sphere_mean(
-    form: float, squares: Cumulants, *, count: float, dimension: int, offset: float
+    form: float, spread: float, squares: Cumulants, *, count: float, dimension: int, offset: float
 ) -> Estimate:
-    """``offset`` plus a trace, from means over unit vectors z of zᵀ A z, and of |A z|²."""
-    # The variance for one z is 2 / (N + 2) (|A|² / N - (tr A / N)²), known as well as |A|².
-    variance = max(0.0, squares.first - form**2) * 2 / (dimension + 2)
-    error = dimension * math.sqrt(variance / count)
+    """``offset`` plus a trace, from means over unit vectors z of zᵀ A z = f, and |A z - f z|²."""
+    # The variance for one z is 2 / (N + 2) (|A|² / N - (tr A / N)²), known as well as |A|². As a
+    # difference it would be rounding where all eigenvalues are nearly equal.
+    error = dimension * math.sqrt(spread * 2 / (dimension + 2) / count)
     half = student(count / squares.second) * error if error else 0.0
     value = offset + dimension * form
     return Estimate(value=value, standard_error=error, low=value - half, high=value + half)

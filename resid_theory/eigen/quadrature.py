@@ -195,7 +195,8 @@ def _totals(
     """Trace and Frobenius norm: sums over the known eigenvalues, and means over the probes."""
     rest, count = operator.size - len(known), len(measures)
     forms = torch.stack([m.diagonal[0] for m in measures])
-    cumulants = Cumulants.of_samples(forms**2 + torch.stack([m.links[0] ** 2 for m in measures]))
+    form, beside = forms.mean(), torch.stack([m.links[0] ** 2 for m in measures])
+    cumulants = Cumulants.of_samples(forms**2 + beside)
     mean = cumulants.first
     if mean > 0 and min(len(m.nodes) for m in measures) >= _EXACT:
         fourth, sixth = (
@@ -204,7 +205,8 @@ def _totals(
         )
         cumulants = Cumulants.of(mean, (fourth - 1) / rest, sixth / rest**2)
     total = sphere_mean(
-        forms.mean().item(),
+        form.item(),
+        ((forms - form) ** 2 + beside).mean().item(),
         cumulants,
         count=count,
         dimension=rest,

@@ -267,10 +267,13 @@ def _estimates(
             Cumulants.of_gram(gram[known:, known:]), count=several, scale=dimension, offset=inside
         )
         if square:
+            form = own[known:].mean().item()
+            aside = _apart(drawn, form)[known:].mean().item()
             rest = drawn.images[:, known:]  # not needed any more, so that they may change
             project_out(rest, drawn.vectors[:, :known])
             total = sphere_mean(
-                own[known:].mean().item(),
+                form,
+                _apart(drawn, form)[known:].mean().item(),
                 Cumulants.of_gram(dots(rest, rest).cpu()),
                 count=several,
                 dimension=dimension,
@@ -279,8 +282,9 @@ def _estimates(
         if drawn.pilots:
             # The first vectors are probes of A itself. The mean of the later estimates is the truth
             # whatever came before them, so that the errors are uncorrelated.
-            first = drawn.pilots
-            spread = max(0.0, squares.value / operator.size - (total.value / operator.size) ** 2)
+            first, mean = drawn.pilots, total.value / operator.size
+            inside = _apart(drawn, mean)[:known].sum().item()
+            spread = (inside + dimension * (aside + (form - mean) ** 2)) / operator.size
             total = total.joined(
                 operator.size * own[:first].mean().item(),
                 operator.size * math.sqrt(2 / (operator.size + 2) * spread / first),
@@ -299,6 +303,12 @@ def _estimates(
         total.widened(rounding + operator.error.trace),
         norm.widened(rounding + operator.error.frobenius),
     )
+
+
+def _apart(drawn: _Drawn, mean: float) -> Tensor:
+    """Squared lengths of A z less ``mean`` z, one by one, which takes the least memory."""
+    pairs = zip(drawn.images.mT, drawn.vectors.mT, strict=True)
+    return torch.cat([_squares((image - mean * z)[:, None]) for image, z in pairs])
 
 
 def _squares(vectors: Tensor) -> Tensor:
