@@ -435,7 +435,11 @@ def test_totals_are_sums_over_known_values_and_means_over_probes(steps, error, d
         fourth, sixth = (float((seen.weights * seen.nodes**k).sum()) / 9 for k in (4, 6))
         squares = Cumulants.of(mean, (fourth / mean**2 - 1) / rest, sixth / mean**3 / rest**2)
     total = sphere_mean(
-        float(forms.mean()), mean - float(forms.mean()) ** 2, squares, count=9, dimension=rest,
+        float(forms.mean()),
+        mean - float(forms.mean()) ** 2,
+        squares,
+        count=9,
+        dimension=rest,
         offset=float(known.sum()),
     ).widened(own.trace + slip)
     inside = float(known.square().sum()) + 2 * (0.3**2 + 0.2**2)
