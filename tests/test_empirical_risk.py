@@ -424,6 +424,26 @@ def test_a_loss_that_compares_samples_later_on():
             rt.curvature_operator(net, late, data, **options)
 
 
+def score(net, x):
+    return torch.func.vmap(torch.func.grad(lambda row: net.logits(row)[0].sin()))(x)[:, :K]
+
+
+def slope(net, x):
+    return torch.func.jvp(lambda x: net.logits(x), (x,), (torch.ones_like(x),))[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its jvp
+@pytest.mark.parametrize("forward", [score, slope])
+def test_derivatives_by_torch_func_inside_a_net(forward):
+    """It lets no hooks count what a graph holds, or hands tensors without storage to them."""
+    net = Net(forward)
+    exact = oracles.hessian_by_nested_gradients(
+        F.cross_entropy(net(VECTORS), LABELS), list(net.parameters())
+    )
+    found = rt.curvature_operator(net, F.cross_entropy, (VECTORS, LABELS)).dense()
+    assert relative_error(found, exact) <= HESSIAN
+
+
 def limited(net, x):
     """An expert that takes the first 20 samples: few do not show it."""
     return net.logits(x).index_add(0, torch.arange(len(x))[:20], net.logits(x[:20]).tanh())

@@ -356,7 +356,7 @@ class EmpiricalRisk:
             graph.weight = weight
             return graph
 
-        graph = record_graph(build, weigh=weigh)
+        graph = record_graph(build, weigh=part.size if weigh else 0)
         if self._checks:
             reached = zip(self.names, graph.reached, strict=False)  # of the loss itself nothing
             self._reached.update(name for name, gradient in reached if gradient)

@@ -18,6 +18,7 @@ from resid_theory.losses import Loss, SampleAxes, check_scalar
 from resid_theory.nested import map_tensors, tensors_of
 
 Index = Sequence[int]
+_UNSEEN = 1 << 20  # bytes of a sample's graph where torch.func inside hides them
 _NEAR = 20  # powers of two beyond which vectors are scaled
 
 
@@ -292,13 +293,16 @@ def twice_differentiable() -> Iterator[None]:
         yield
 
 
-def record_graph(build: Callable[[], MatvecGraph], *, weigh: bool) -> MatvecGraph:
-    """Build a graph that is cheap to differentiate twice; count its bytes if asked to."""
+def record_graph(build: Callable[[], MatvecGraph], *, weigh: int) -> MatvecGraph:
+    """Build a graph that is cheap to differentiate twice; count the bytes of some samples' one."""
     held: dict[int, int] = {}
 
     def note(tensor: Tensor) -> tuple[Tensor, int]:
-        storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+        try:
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+        except RuntimeError:  # a tensor of torch.func
+            held[id(tensor)] = tensor.nbytes
         return tensor, tensor._version
 
     def give(noted: tuple[Tensor, int]) -> Tensor:
@@ -307,11 +311,15 @@ def record_graph(build: Callable[[], MatvecGraph], *, weigh: bool) -> MatvecGrap
             raise ValueError("net: overwrites in place a value that its gradient needs")
         return tensor
 
-    with (
-        twice_differentiable(),
-        torch.autograd.graph.saved_tensors_hooks(note, give) if weigh else nullcontext(),
-    ):
-        graph = build()
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, give) if weigh else nullcontext()
+    with twice_differentiable():
+        try:
+            with hooks:
+                graph = build()
+        except (RuntimeError, ValueError) as error:
+            if not weigh or "saved tensor hooks" not in str(error):
+                raise
+            graph, held = build(), {0: weigh * _UNSEEN}
     graph.saved = sum(held.values())
     graph.given = graph.given if weigh else []
     return graph
