@@ -855,7 +855,7 @@ def test_layers_by_name_in_the_order_of_the_net():
         ({"batch": 0}, "batch: got 0"),
         ({"data": torch.zeros(0, 3, 16, 16)}, "data: got a batch without samples"),
         ({"data": torch.full((2, 3, 16, 16), torch.nan).double()}, "data x: entry"),
-        ({"data": torch.zeros(2, 3, 16, 16).byte()}, "data x: the net does not take"),
+        ({"data": torch.zeros(2, 3, 16, 16).byte()}, "data x: the net does not take .* rt.Images"),
         ({"data": 3}, "data: got int"),
         ({"net": 3}, "net: got int, needs a torch.nn.Module"),
         ({"net": nn.LayerNorm(16).double()}, "net: LayerNorm has no linear layer to measure"),

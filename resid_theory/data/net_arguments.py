@@ -42,8 +42,9 @@ def naming_inputs(x: Any, argument: str = "the net") -> Iterator[None]:
             raise
         names = f"a mapping with {', '.join(map(repr, x))}, " if isinstance(x, Mapping) else ""
         shapes = ", ".join(f"{tuple(t.shape[1:])} and dtype {t.dtype}" for t in tensors_of(x))
+        pixels = "; rt.Images(pixels=x, labels=y) scales bytes" if "uint8" in shapes else ""
         raise ValueError(
-            f"data x: {argument} does not take {names}samples of shape {shapes}: {error}"
+            f"data x: {argument} does not take {names}samples of shape {shapes}: {error}{pixels}"
         ) from error
 
 
