@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from oracles import noise
 from tolerances import assert_same
 from torch import nn
@@ -220,8 +221,11 @@ CUTS = {
     "torch.detach": lambda p: torch.detach(p) * 2,
     "data": lambda p: p.data * 2,
     "no_grad": torch.no_grad()(lambda p: p * 2),
+    "padding": lambda p: F.embedding(torch.arange(2), p[:, None], padding_idx=0),
+    "hook": lambda p: (p * 2).register_hook(lambda g: -g),
 }
 KEPT = {
+    "a table": lambda p: F.embedding(torch.arange(2), p[:, None]),
     "a product": lambda p: p * 2,
     "an order": lambda p: p.detach().argmax() if p.dim() == 9 else p.argmax(),
     "no gradient": lambda p: torch.ones(2).detach(),
@@ -262,8 +266,9 @@ def sided(slope, plus, minus):
 
 
 CUT = (
-    "the loss depends on values that detach or torch.no_grad cut from the graph; derivatives hold "
-    "them fixed, as trainings do"
+    "the loss has another slope than its gradient, of which detach, torch.no_grad, padding_idx or "
+    "a backward or hook of the net's own cut or change parts; derivatives are those of the "
+    "gradient, as trainings take it"
 )
 
 

@@ -12,6 +12,7 @@ from resid_theory.curvature.forward_checks import (
     WatchCuts,
     check_repeatable,
     leaves_of,
+    own_functions,
     unwritten_statistics,
 )
 from resid_theory.data import Batch
@@ -68,6 +69,7 @@ def first_look(
     with watch:
         value = loss_value(loss, output, few.target)
     check_scalar(value)
+    watch.seen = watch.seen or bool(own_functions(value))
     fixed = map_tensors(output, torch.Tensor.detach)
     found = Findings(
         weighting=KnownWeighting(loss),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -85,7 +86,7 @@ def check_reached(
 
 
 class WatchCuts(TorchFunctionMode):
-    """A mode that notes whether values are cut from the graph of a net that runs inside."""
+    """A mode that notes whether a net that runs inside may have other gradients than slopes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,6 +101,8 @@ class WatchCuts(TorchFunctionMode):
     ) -> Any:
         """Run ``func``, and look at what goes in and out."""
         result = func(*args, **(kwargs or {}))
+        padded = func is F.embedding and (kwargs or {}).get("padding_idx") is not None
+        self.seen = self.seen or padded or func is Tensor.register_hook
         loses = isinstance(result, Tensor) and result.is_floating_point()
         if loses and not result.requires_grad and not self.seen:
             cuts = func in _CUTS or not torch.is_grad_enabled()
@@ -130,8 +133,9 @@ def check_cuts(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> str
     if not abs(measured - slope) > noise + eps**0.25 * (abs(measured) + abs(slope)):
         return ""
     return (
-        "the loss depends on values that detach or torch.no_grad cut from the graph; derivatives "
-        "hold them fixed, as trainings do"
+        "the loss has another slope than its gradient, of which detach, torch.no_grad, padding_idx "
+        "or a backward or hook of the net's own cut or change parts; derivatives are those of the "
+        "gradient, as trainings take it"
     )
 
 
@@ -140,7 +144,7 @@ def check_written_gradients(parameters: Sequence[Tensor], value: Callable[[], Te
     # Gradients in float64 are compared on both sides of weights, a step apart that hardly meets a
     # kink; where one is met, another direction meets none.
     loss = value()
-    own = _own_functions(loss)
+    own = own_functions(loss)
     if not own or any(map(_is_once, own)):  # which `check_twice` names
         return
     generator, eps = torch.Generator().manual_seed(0), torch.finfo(torch.float64).eps
@@ -165,7 +169,7 @@ def check_written_gradients(parameters: Sequence[Tensor], value: Callable[[], Te
     )
 
 
-def _own_functions(*values: Tensor) -> list[type]:
+def own_functions(*values: Tensor) -> list[type]:
     """The classes of ``torch.autograd.Function``, not our own, by which values were computed."""
     own = (getattr(function, "_forward_cls", None) for function in _functions(*values))
     return [cls for cls in dict.fromkeys(own) if cls and cls.__module__.split(".")[0] != _HERE]
@@ -212,7 +216,7 @@ def check_twice(given: Sequence[Tensor], differentiated: Sequence[Tensor]) -> It
     """Name functions without a second derivative, around a product of first derivatives."""
     # torch says nothing where a backward that is marked once_differentiable gives zeros.
     if any(function.name() == "torch::autograd::Error" for function in _functions(*differentiated)):
-        once = [cls for cls in _own_functions(*given) if _is_once(cls)]
+        once = [cls for cls in own_functions(*given) if _is_once(cls)]
         raise NoSecondDerivative(
             _calls_of(once) or "a function", "write its backward without once_differentiable"
         )
