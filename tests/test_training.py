@@ -785,11 +785,12 @@ def test_a_converted_net_does_not_keep_a_wrong_record(tmp_path):
     [
         ({"builder": "os.system"}, "no public name"),
         ({"builder": "Recipe"}, "no public name of resid_theory that builds a net"),
+        ({"builder": "initialize"}, "no public name of resid_theory that builds a net"),
         ({"builder": "load_whitened", "arguments": {"name": "mnist"}}, "that builds a net"),
         ({"builder": "diracnet", "arguments": {"deep": 28}}, "does not take arguments"),
         ({"builder": "diracnet", "arguments": 28}, "does not take arguments 28"),
     ],
-    ids=["private", "no_net", "download", "arguments", "number"],
+    ids=["private", "no_net", "no_builder", "download", "arguments", "number"],
 )
 def test_builders_are_public_names_that_build_nets(record, message):
     with pytest.raises(ValueError, match=message):

@@ -67,7 +67,7 @@ def conversion(net: nn.Module) -> Conversion:
     """The record of the conversion that made a net: what was converted, and what not.
 
     Args:
-        net: A net from ``to_plain``, ``to_residual`` or ``fold``, or a copy of one.
+        net: A net from ``to_plain``, ``to_residual``, ``fold`` or ``absorb``, or a copy of one.
 
     Returns:
         That of the last conversion.
@@ -86,8 +86,8 @@ def conversion(net: nn.Module) -> Conversion:
     record = net.__dict__.get("_conversion") if isinstance(net, nn.Module) else None
     if not isinstance(record, Conversion):
         raise ValueError(
-            f"net: got {type(net).__name__} without a record, needs what to_plain, to_residual or "
-            "fold returned"
+            f"net: got {type(net).__name__} without a record, needs what to_plain, to_residual, "
+            "fold or absorb returned"
         )
     return record
 

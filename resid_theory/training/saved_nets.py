@@ -17,7 +17,7 @@ from resid_theory.runtime.net_entry import check_net, set_eval
 from resid_theory.runtime.weight_files import load_weights, misfits, read_weights
 
 # The names that a file may call; other public names read, write or download.
-_BUILDERS = {name: getattr(networks, name) for name in networks.__all__ if name.islower()}
+_BUILDERS = {name: getattr(networks, name) for name in networks.__all__ if name.endswith("net")}
 _BUILDERS |= {"ShortcutNet": ShortcutNet}
 _CONVERSIONS = {"fold": fold, "to_plain": to_plain}  # these record themselves in their result
 _RENAMED = {"draw": "init"}  # arguments under the names that older files have
