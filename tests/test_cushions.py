@@ -63,6 +63,35 @@ LAYERS = {
 }
 
 
+class Added(nn.Module):
+    """A layer whose input its forward adds in a way of its own."""
+
+    def __init__(self, add, layer):
+        super().__init__()
+        self.add, self.layer = add, layer
+
+    def forward(self, x):
+        return self.add(self.layer(x), x)
+
+
+@pytest.mark.parametrize("add", [lambda y, x: x + y, lambda y, x: y.add_(x), torch.add])
+def test_an_identity_that_a_forward_adds_is_noted_and_converted(add):
+    net = nn.Sequential(nn.Linear(4, 3), Added(add, nn.Linear(3, 3)), nn.Linear(3, 2))
+    x, v = torch.randn(5, 4), net[1].layer.weight
+    (note,) = rt.layer_cushions(net, x).notes
+    assert note.startswith("a forward adds to the output of 1.layer its input")
+    found = rt.layer_cushions(rt.to_residual(rt.absorb(net)), x, layers=["1.layer"])
+    z = net[0](x)
+    expected = (z @ v.T + z).norm(dim=1) / (v.norm() * z.norm(dim=1))
+    assert relative_error(found.values[0], expected.detach()) < EXACT and not found.notes
+
+
+def test_sums_of_other_things_are_no_identity_beside_a_layer():
+    for add in (lambda y, x: y + y, lambda y, x: y + x.relu(), lambda y, x: torch.relu(y) + x):
+        assert not rt.layer_cushions(Added(add, nn.Linear(3, 3)), torch.randn(4, 3)).notes
+    assert not rt.layer_cushions(AddIdentity(nn.Linear(3, 3)), torch.randn(4, 3)).notes
+
+
 @pytest.mark.parametrize("make, shape", LAYERS.values(), ids=LAYERS)
 def test_cushions_are_those_of_the_dense_matrix(make, shape, device):
     layer = make().to(device)

@@ -164,7 +164,12 @@ def layer_cushions(
         for part, look in looks_at(net, meter.observer, parts):
             meter.measure(part, look)
     names, values, missing = meter.result()
-    gains = values[:, 0]
+    gains, notes = values[:, 0], tuple(samples.notes)
+    if added := ", ".join(name for name in names if name in observer.added):
+        notes += (
+            f"a forward adds to the output of {added} its input, an identity that is not in the "
+            "weight and so in no row; in rt.to_residual(rt.absorb(net)) it is",
+        )
     return Cushions(
         layers=names,
         identity_removed=gains / values[:, 1],
@@ -174,7 +179,7 @@ def layer_cushions(
         include_bias=include_bias,
         batchnorm=batchnorm,
         not_covered=missing,
-        notes=tuple(samples.notes),
+        notes=notes,
     )
 
 

@@ -55,6 +55,7 @@ _REASONS = {
     "mixed": "its identity is mixed with other entries by the parametrization that follows it",
     "bilinear": "bilinear in two inputs",
 }  # fmt: skip
+_SUMS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 _UNSEEN = (
     "no function of torch was seen to apply it to an input: the forward pass leaves it out, or "
     "runs it scripted, compiled or in an autograd.Function, or keeps its product of an earlier call"
@@ -94,6 +95,8 @@ class MapObserver(TorchFunctionMode):
         self._before: dict[Key, set[Key]] = {}  # the uses that came directly before
         self._covers: dict[str, frozenset[Label]] = {}
         self._biases: set[Label] = set()
+        self._product: tuple[str, list[weakref.ref[Tensor]]] | None = None  # the latest
+        self.added: set[str] = set()  # maps to whose output a forward adds their input
 
     @contextmanager
     def watching(self, report: UseReport) -> Iterator[None]:
@@ -103,6 +106,7 @@ class MapObserver(TorchFunctionMode):
         self._counts: dict[str, int] = defaultdict(int)
         self._latest: set[Key] = set()
         self._padded: tuple[Any, ...] = ()
+        self._product = None
         self._callers: dict[Label, Label] = {}
         self._tracker.start()
         with ExitStack() as hooks:
@@ -186,6 +190,10 @@ class MapObserver(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             with self:
                 return _ATTENTION(*args, **kwargs)
+        if name in _SUMS and self._product:
+            layer, ends = self._product
+            if all(any(end() is part for part in args) for end in ends):
+                self.added.add(layer)
         result = func(*args, **kwargs)
         self._tracker.follow_rows(name, (*args, *kwargs.values()), result)
         if name not in READERS or not self._is_map(name, args, kwargs, result):
@@ -220,7 +228,7 @@ class MapObserver(TorchFunctionMode):
         bias, lone = operation.bias, len(pieces) == 1
         if bias is not None and not (lone and bias.shape == (len(pieces[0].weight),)):
             operation, bias = operation._replace(scaled=True), None
-        rows, module = [slice(None)], self._modules.get(label.module)
+        rows, module, before = [slice(None)], self._modules.get(label.module), self._latest
         if isinstance(module, nn.MultiheadAttention):
             size, lone = module.embed_dim, False  # its projections may share a matrix
             rows = [slice(n, n + size) for n in range(0, len(pieces[0].weight), size)]
@@ -231,6 +239,12 @@ class MapObserver(TorchFunctionMode):
             named = label if lone else tracker.label_of_part(label, weight, piece.part)
             added = None if bias is None else bias[some]
             self._report_one(piece, operation, named, tracker.origins(weight), added)
+        self._product = None
+        if len(pieces) == len(rows) == 1 and self._latest is not before:
+            ((layer, _),) = self._latest
+            if not isinstance(self._modules.get(layer), AddIdentity):
+                ends = result, operation.operands[1 - at]
+                self._product = layer, [weakref.ref(end) for end in ends]
         return True
 
     def _report_one(
