@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import resid_theory as rt
 from resid_theory.curvature import accumulation, matvec_graphs, rounding
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.first_look import check_batches
 from resid_theory.identity import with_identity
 
 M, K = 7, 2
@@ -1037,7 +1038,7 @@ def test_two_samples_of_each_other_kind_are_checked(monkeypatch, generator):
     monkeypatch.setattr(
         EmpiricalRisk, "run", lambda self, batch: given.append(batch.pair[0]) or call(self, batch)
     )
-    risk.check(batches)
+    check_batches(risk, batches)
     assert [x.shape for x in given] == [(2, 3, 4), (1, 2, 4)]
     assert torch.equal(given[0], parts[2][0][[-1, 0]]) and torch.equal(given[1], parts[4][0])
 

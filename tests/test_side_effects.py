@@ -605,6 +605,8 @@ def test_a_path_that_is_cut_is_named(name, dtype, used, data):
     notes = rt.curvature_operator(net, "cross_entropy", data).notes
     assert any("another slope than its gradient" in note for note in notes) == used
     assert all(torch.equal(weights[key], value) for key, value in net.state_dict().items())
+    whole = rt.Loss(lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), of="batch")
+    assert rt.curvature_operator(net, whole, [data]).notes == notes
     loss = F.cross_entropy if used else lambda o, t: F.cross_entropy(o - 0.5 * o.detach(), t)
     notes = rt.curvature_operator(made(Scaled).to(dtype), loss, data).notes
     assert any("another slope than its gradient" in note for note in notes) != used

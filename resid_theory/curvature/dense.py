@@ -15,6 +15,7 @@ from tqdm import tqdm
 from resid_theory._check import check_choice, check_within
 from resid_theory.curvature.columns import PANEL, columns_of
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.first_look import check_batches
 from resid_theory.curvature.layer_pairs import (
     NotPaired,
     layer_sizes,
@@ -207,7 +208,7 @@ class HessianPlan:
         check_choice("method", method, METHODS)
         risk = copy.copy(risk)
         risk.data = risk.data.held()
-        risk.check(risk.first_pass())
+        check_batches(risk, risk.first_pass())
         net, loss, linear, layers = risk.net, risk.loss, None, list[tuple[int, int]]()
         batches = list(risk.data)
         if loss.identity and all(b.is_pair and b.sample_weight is None for b in batches):
@@ -338,7 +339,7 @@ class HessianPlan:
         try:
             wide = self.risk.widened()
             if wide is not self.risk:
-                wide.check(wide.first_pass())
+                check_batches(wide, wide.first_pass())
         except Exception:  # then an operator says how exact its products are
             return self.risk
         return wide

@@ -2,10 +2,9 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,7 +15,6 @@ from resid_theory._check import check_choice, check_finite, check_within
 from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.curvature.first_look import (
     Findings,
-    check_output,
     check_target,
     first_look,
     input_kinds,
@@ -31,6 +29,7 @@ from resid_theory.curvature.forward_checks import (
     check_written_gradients,
     gains_from_channels_last,
     leaves_of,
+    own_functions,
 )
 from resid_theory.curvature.matvec_graphs import MatvecGraph, record_graph
 from resid_theory.curvature.parameter_selection import (
@@ -185,8 +184,15 @@ class EmpiricalRisk:
         if self.loss.takes_batches:
             self.loss = self.of_batch(self.net, first.placed, self.loss.weighed)
             self.found.whole = self.loss.whole
-            again = partial(self.of_batch, self.net, first.placed)
-            check_repeatable("loss", self.net, again, self.note)
+            watch = WatchCuts()
+
+            def again() -> Any:
+                with watch:
+                    return self.of_batch(self.net, first.placed)
+
+            value = check_repeatable("loss", self.net, again, self.note)
+            if watch.seen or own_functions(value):
+                self._check_cuts(first)
         if whole := self.found.whole:
             begun += [batch for batch in [next(stream, None)] if batch]
             if len(begun) > 1:
@@ -212,9 +218,7 @@ class EmpiricalRisk:
             self.net, self.loss, batches, run=run, note=self.note, mixes=self._mixes, watch=watch
         )
         if watch.seen:
-            few = first.spread(EXAMPLES)
-            with CheapDoubleBackward():  # cuDNN has no derivative of recurrent layers in eval mode
-                self._check_cuts(few)
+            self._check_cuts(first.spread(EXAMPLES))
         if self.found.whole:
             self.keep_whole(self.found.whole)
         if gains_from_channels_last(self.net, first.ends().inputs):
@@ -231,9 +235,10 @@ class EmpiricalRisk:
         with suppress(Exception):  # a net that cannot be copied, or has steps of one dtype only
             wide = self.in_float64(few) if self.is_low else self
             part = replace(few, content=few.placed, place=Place.of(wide.net))
-        self.note(remark := check_cuts(wide.parameters, lambda: wide.value(part)))
-        if self.matrix == "hessian" and not remark and not wide.is_low:
-            check_written_gradients(wide.parameters, lambda: wide.value(part))
+        with CheapDoubleBackward():  # cuDNN has no derivative of recurrent layers in eval mode
+            self.note(remark := check_cuts(wide.parameters, lambda: wide.value(part)))
+            if self.matrix == "hessian" and not remark and not wide.is_low:
+                check_written_gradients(wide.parameters, lambda: wide.value(part))
 
     def take_graphs(self, kind: type[MatvecGraph], *, alone: bool = False) -> None:
         """Go on with graphs of another kind, perhaps of single samples."""
@@ -256,18 +261,6 @@ class EmpiricalRisk:
             return
         few = batch.spread(EXAMPLES) if batch.is_pair else batch
         self.note(check_reached(self.net, self.state, unreached, lambda: self.value(few)))
-
-    def check(self, batches: Iterable[Batch]) -> None:
-        """Refuse batches that net and loss do not take; samples of each kind run once."""
-        for batch in batches:
-            if not batch.is_pair:
-                continue
-            if (kinds := input_kinds(batch)) != self.found.kinds:
-                few = batch.ends()
-                output = self.run(few)
-                check_output(self.loss, output, few.size)
-                self.found.kinds, self.found.output = kinds, output
-            check_target(self.loss, self.found.output, batch)
 
     def keep_whole(self, reason: str) -> None:
         """Split no batch; refuse where that does not help."""
@@ -346,8 +339,11 @@ class EmpiricalRisk:
                 output, target = self.run(part), part.target
                 if self._checks:
                     check_target(self.loss, output, part)
-                    if ends:
-                        self._check_ends(part, output)
+                    if ends and self.splits and part.size > 2:  # experts of limited capacity
+                        with torch.no_grad():
+                            alone = self.run(part.ends())
+                        if reason := coupling(self.found.axes, alone, output):
+                            raise Coupled(reason)
                 loss, weight, shares = self.weigh(part, output)
             graph = self._graph(
                 output, target, loss, self.parameters, seed=self.seed, draws=self.draws,
@@ -361,13 +357,6 @@ class EmpiricalRisk:
             reached = zip(self.names, graph.reached, strict=False)  # of the loss itself nothing
             self._reached.update(name for name, gradient in reached if gradient)
         return graph
-
-    @torch.no_grad()
-    def _check_ends(self, part: Batch, output: Any) -> None:
-        """Refuse samples that know each other among many only: experts of limited capacity."""
-        if self.splits and part.size > 2:
-            if reason := coupling(self.found.axes, self.run(part.ends()), output):
-                raise Coupled(reason)
 
     def of_batch(self, net: nn.Module, batch: Any, read: Callable[..., Any] | None = None) -> Any:
         """The loss of (net, batch), or what is read of them; its errors name it."""

@@ -1,6 +1,6 @@
 """A look at the outputs and the loss of a few samples, before the work."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -130,6 +130,19 @@ def check_target(loss: Loss, output: Any, batch: Batch) -> None:
     if loss.targets != "any":
         one = output[:1]
         loss.check_target(one.expand(batch.size, *one.shape[1:]), batch.target)
+
+
+def check_batches(risk: Any, batches: Iterable[Batch]) -> None:
+    """Refuse batches that net and loss do not take; samples of each kind run once."""
+    for batch in batches:
+        if not batch.is_pair:
+            continue
+        found = risk.found  # that of the first batch, before it came
+        if (kinds := input_kinds(batch)) != found.kinds:
+            few = batch.ends()
+            found.kinds, found.output = kinds, risk.run(few)
+            check_output(risk.loss, found.output, few.size)
+        check_target(risk.loss, found.output, batch)
 
 
 def loss_value(loss: Loss, output: Any, target: Any) -> Tensor:
