@@ -17,6 +17,7 @@ from resid_theory.curvature import CurvatureBlock, columns, dense, layer_pairs
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.matvec_graphs import HessianGraph
 from resid_theory.curvature.rounding import NOT_SYMMETRIC
+from resid_theory.runtime import resources
 
 M, D, K = 7, 3, 2
 
@@ -672,7 +673,7 @@ def test_too_much_memory_is_refused_before_the_work(function, method, data):
 
 
 def test_the_machine_sets_the_limit(data, monkeypatch):
-    monkeypatch.setattr(dense, "available_bytes", lambda device: 0)
+    monkeypatch.setattr(resources, "available_bytes", lambda device: 0)
     with pytest.raises(MemoryError, match="P = 26"):
         rt.hessian(mlp(), "square", data)
     rt.hessian(mlp(), "square", data, memory_limit=1 << 40)
@@ -853,7 +854,7 @@ def test_a_matrix_is_overwritten_where_a_copy_and_buffers_do_not_fit(limited, mo
     whole = torch.randn(6, 6)
     whole, beside = whole + whole.mT, 8 * 36 if limited else 0
     for free, kept in ((9 * 36, True), (9 * 36 - 1, False)):
-        monkeypatch.setattr(dense, "available_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(resources, "available_bytes", lambda device, free=free: free)
         matrix = whole.clone()
         found = dense._eigenvalues(matrix, beside + free if limited else None)
         assert relative_error(found, torch.linalg.eigvalsh(whole)) <= HESSIAN
@@ -882,7 +883,7 @@ def test_graphs_may_take_what_the_matrix_leaves(limited, data, monkeypatch):
 
     monkeypatch.setattr(dense, "operator_of", operator_of)
     limit, needed = 1 << 30, 8 * 26**2 + 64 * columns.PANEL * 26
-    monkeypatch.setattr(dense, "available_bytes", lambda device: limit)
+    monkeypatch.setattr(resources, "available_bytes", lambda device: limit)
     rt.hessian(mlp(), "square", data, method="columns", memory_limit=limit if limited else None)
     assert given == [(limit - needed) // (1 if limited else 2)]
 

@@ -223,6 +223,8 @@ def test_refusals(generator):
         plots.spectral_density(report, scale="log")
     with pytest.raises(ValueError, match="percentile: got 101"):
         rt.eigen.spectral_estimates(torch.eye(3), percentile=101)
+    with pytest.raises(ValueError, match="probes: got 0"):  # of which this matrix needs none
+        rt.eigen.spectral_estimates(torch.eye(3), probes=0)
 
 
 def test_zeros_that_are_left_by_the_extremes_do_not_count_as_negative(generator):

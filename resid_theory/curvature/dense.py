@@ -1,7 +1,6 @@
 """The exact Hessian as a matrix, by the cheapest route that the model allows."""
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import check_choice, check_within
+from resid_theory._check import check_choice
 from resid_theory.curvature.columns import PANEL, columns_of
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.first_look import check_batches
@@ -30,7 +29,7 @@ from resid_theory.losses import LossLike, NoWeighting
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
-from resid_theory.runtime.resources import available_bytes, clock, matmul_rate, readable_bytes
+from resid_theory.runtime.resources import allowed_bytes, clock, matmul_rate, readable_bytes
 from resid_theory.runtime.result import Result
 from resid_theory.theory.linear.hessian_assembly import linear_hessian
 
@@ -286,15 +285,13 @@ class HessianPlan:
     ) -> tuple[Tensor, MatrixError]:
         """The Hessian, (P, P), float64, and its error beyond the rounding of float64."""
         risk, error = self.risk, MatrixError()
-        if memory_limit is not None:
-            check_within("memory_limit", memory_limit, 0, math.inf, "[)")
+        allowed = allowed_bytes(memory_limit, risk.device)
         if folder is not None and self.method != "columns":
             raise ValueError(
                 f"folder: got one, but {self.method!r} takes no products; needs method='columns'"
             )
-        self._refuse_if_too_large(memory_limit)
+        self._refuse_if_above(allowed)
         if self.method == "columns":
-            allowed = available_bytes(risk.device) if memory_limit is None else memory_limit
             # Graphs may take what the matrix leaves, or half of what is free beside it.
             operator = self._operator((allowed - self.bytes) // (1 + (memory_limit is None)))
             result, gap = columns_of(operator, folder=folder, progress=progress)
@@ -324,8 +321,7 @@ class HessianPlan:
             )
         return result, error
 
-    def _refuse_if_too_large(self, limit: int | None) -> None:
-        available = available_bytes(self.risk.device) if limit is None else limit
+    def _refuse_if_above(self, available: int) -> None:
         if self.bytes > available:
             raise MemoryError(
                 f"hessian: P = {self.size} parameters need {readable_bytes(self.bytes)}, "
@@ -369,7 +365,7 @@ def _linear(net: nn.Module) -> Any:
 def _eigenvalues(matrix: Tensor, limit: int | None) -> Tensor:
     """Eigenvalues of a symmetric matrix, which is overwritten where memory for a copy is short."""
     needed = 9 * matrix.numel()  # a copy and buffers, measured
-    free = available_bytes(matrix.device) if limit is None else limit - 8 * matrix.numel()
+    free = allowed_bytes(limit, matrix.device) - 8 * matrix.numel() * (limit is not None)
     if needed <= free or matrix.device.type != "cpu":
         return torch.linalg.eigvalsh(matrix)
     from scipy.linalg import eigvalsh  # half as fast as torch's, which copies

@@ -1,6 +1,5 @@
 """Hessian, generalized Gauss-Newton and Fisher matrices as linear operators, at any size."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_generator, check_choice, check_int, check_within
+from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.curvature.accumulation import ENGINES, BatchSum
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.parameter_selection import select_parameters
@@ -21,7 +20,7 @@ from resid_theory.eigen.products import NUMPY_DTYPES
 from resid_theory.losses import LossLike
 from resid_theory.runtime.net_entry import inner_net
 from resid_theory.runtime.process_group import ProcessGroup
-from resid_theory.runtime.resources import readable_bytes
+from resid_theory.runtime.resources import allowed_bytes, readable_bytes
 
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
@@ -312,8 +311,7 @@ def curvature_operator(
         [0.5, 2.0]
     """
     check_choice("engine", engine, ENGINES)
-    if memory_limit is not None:
-        check_within("memory_limit", memory_limit, 0, math.inf, "[)")
+    allowed_bytes(memory_limit)
     dtype = _PRECISIONS[check_choice("accumulate", accumulate, list(_PRECISIONS))]
     source = as_generator(generator)
     group = ProcessGroup(process_group)

@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from resid_theory._check import (
     as_generator,
     check_choice,
-    check_int,
-    check_positive,
-    check_within,
 )
 from resid_theory.curvature.dense import HessianPlan
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
@@ -22,10 +19,10 @@ from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.spectrum import Spectrum
-from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
+from resid_theory.eigen.spectrum_report import SpectrumReport, goal_of_report, spectral_estimates
 from resid_theory.losses import LossLike
 from resid_theory.runtime.net_entry import check_net
-from resid_theory.runtime.resources import available_bytes
+from resid_theory.runtime.resources import allowed_bytes
 
 _SMALL = 1000  # parameters up to which all eigenvalues take seconds, by any route
 _MEDIUM = 5000  # parameters up to which LAPACK takes less than a minute
@@ -100,11 +97,7 @@ def spectrum(
         1.0
     """
     check_choice("method", method, ("auto", "dense", "matrix-free"))
-    for name, count in (("k", k), ("probes", probes), ("steps", steps)):
-        check_int(name, count)
-    check_within("percentile", percentile, 0, 100)
-    check_positive("tolerance", tolerance)
-    check_within("missed", missed, 0, 1, "()")
+    goal_of_report(k, percentile, tolerance, missed, probes, steps)
     operator, limit = None, None
     if isinstance(net, CurvatureOperator):
         if loss is not None or data is not None or matrix is not None or weight_decay:
@@ -176,8 +169,7 @@ def spectrum(
 
 
 def _fits(size: int, most: int, limit: int | None, device: torch.device) -> bool:
-    available = available_bytes(device) if limit is None else limit
-    return size <= most and _COPIES * 8 * size**2 <= available
+    return size <= most and _COPIES * 8 * size**2 <= allowed_bytes(limit, device)
 
 
 def _dense(

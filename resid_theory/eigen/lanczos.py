@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_generator, check_choice, check_int, check_positive
+from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.convergence import SearchState
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.krylov import Krylov, Locked, check_symmetric
 from resid_theory.eigen.operator_log import Operator, OutOfProducts, RecordedOperator
-from resid_theory.eigen.ritz_bounds import ENDS, Goal, error_bounds
+from resid_theory.eigen.ritz_bounds import Goal, error_bounds
 
 _MEMORY = 1 << 31  # bytes of vectors in memory, unless k needs more
 _MOST = 300  # vectors in memory: beyond, orthogonalizing costs more than it saves
@@ -89,13 +89,7 @@ def eigenpairs(
     if max_products is not None:
         check_int("max_products", max_products)
     with RecordedOperator(A, folder=folder, limit=max_products, progress=progress) as operator:
-        goal = Goal(
-            which=check_choice("which", which, ENDS),
-            k=check_int("k", k),
-            tolerance=check_positive("tolerance", tolerance),
-            verify=verify,
-            missed=missed,
-        )
+        goal = Goal(which=which, k=k, tolerance=tolerance, verify=verify, missed=missed)
         if block is None:
             block = BLOCK if verify else 1
             block = block if max_products is None else min(block, max_products)

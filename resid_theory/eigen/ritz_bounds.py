@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resid_theory._check import check_within
+from resid_theory._check import check_choice, check_int, check_positive, check_within
 from resid_theory.eigen.krylov import Ritz
 
-ENDS = ("largest", "smallest", "both", "magnitude")
+_ENDS = ("largest", "smallest", "both", "magnitude")
 _BEYOND = 8  # values beyond the wanted ones that may show a gap
 # A value beyond the wanted ones counts as a single eigenvalue while its residual is at most this
 # share of its distance to the next one; with and without verification. Of spectra whose middle is
@@ -20,13 +20,16 @@ _RESOLVED = {True: 0.03, False: 0.25}
 class Goal:
     """The wanted eigenpairs, and their selection from sorted Ritz values."""
 
-    which: str  # one of ``ENDS``
+    which: str  # one of ``_ENDS``
     k: int  # number of pairs; at each end for ``both``
     tolerance: float  # relative error at which a pair has converged
     verify: bool = True  # whether to verify that none is missed
     missed: float = 1e-3  # probability of a missed one at which a search ends
 
     def __post_init__(self) -> None:
+        check_choice("which", self.which, _ENDS)
+        check_int("k", self.k)
+        check_positive("tolerance", self.tolerance)
         check_within("missed", self.missed, 0, 1, "()")
 
     @property

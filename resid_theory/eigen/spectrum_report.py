@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from resid_theory._check import as_generator, check_int, check_positive, check_within
+from resid_theory._check import as_generator, check_int, check_within
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import Eigenpairs
@@ -178,6 +178,16 @@ def _ends(spectrum: Spectrum, k: int, sign: int, bound: float) -> tuple[Estimate
     return tuple(Estimate.exact(value, bound) for value in needed.tolist())
 
 
+def goal_of_report(
+    k: int, percentile: float, tolerance: float, missed: float, probes: int, steps: int
+) -> Goal:
+    """The pairs that a report wants; ValueError for an option that is out of range."""
+    check_int("probes", probes)
+    check_int("steps", steps)
+    check_within("percentile", percentile, 0, 100)
+    return Goal(which="both", k=k, tolerance=tolerance, missed=missed)
+
+
 def spectral_estimates(
     A: Operator,
     k: int = 5,
@@ -233,11 +243,9 @@ def spectral_estimates(
         (True, [9.0, 7.0])
     """
     generator = as_generator(generator)
-    percentile = check_within("percentile", percentile, 0, 100)
-    steps = check_int("steps", steps) if density else 1
+    goal = goal_of_report(k, percentile, tolerance, missed, probes, steps)
+    steps = steps if density else 1
     with RecordedOperator(A, folder=folder, progress=progress, label="spectrum") as operator:
-        k, tolerance = check_int("k", k), check_positive("tolerance", tolerance)
-        goal = Goal(which="both", k=k, tolerance=tolerance, missed=missed)
         pairs, locked = search(operator, goal, block=BLOCK, generator=generator)
         values, unit, error = locked.values, operator.unit, operator.error
         if len(values) == operator.size:
@@ -257,7 +265,6 @@ def spectral_estimates(
                 pairs=pairs.scaled(unit),
                 error=error.scaled(unit),
             )
-        probes = check_int("probes", probes)
         residuals = dots(locked.errors, locked.errors).diagonal().sqrt().cpu()
         found = lanczos_quadrature(
             operator, locked, residuals, probes=probes, steps=steps, generator=generator

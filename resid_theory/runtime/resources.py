@@ -7,6 +7,8 @@ from functools import cache
 
 import torch
 
+from resid_theory._check import check_within
+
 _NO_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",
@@ -38,6 +40,14 @@ def check_device(argument: str, name: str | torch.device, *, here: bool = True) 
             f"{argument}: got {str(name)!r}, which torch cannot use: {reason}; this machine has "
             f"'cpu' and {torch.cuda.device_count()} CUDA devices"
         ) from error
+
+
+def allowed_bytes(memory_limit: int | None, device: torch.device | None = None) -> int:
+    """The bytes that a caller allows, by default those that are free."""
+    if memory_limit is None:
+        return available_bytes(device)
+    check_within("memory_limit", memory_limit, 0, float("inf"), "[)")
+    return memory_limit
 
 
 def available_bytes(device: torch.device | None = None) -> int:
