@@ -117,6 +117,8 @@ MODES = {
             net, "cross_entropy", data, batch=3).largest]),
     "bound": lambda net, data: rt.stability.compression_bound(net, data, margin=0.1).terms,
     "interlayer": lambda net, data: rt.interlayer_cushions(net, data, start=0).values,
+    "gap": lambda net, data: torch.tensor(rt.check_equivalence(
+        net, copy.deepcopy(net).double(), data, loss="cross_entropy").gradients),
 }  # fmt: skip
 
 
@@ -127,8 +129,9 @@ def test_measurements_of_float32_are_the_same_under_inference_mode(call):
     data = torch.randn(5, 8).float(), torch.arange(5) % 3
     exact = MODES[call](net, data)
     with torch.inference_mode():
-        found = MODES[call](net, data)
+        made_inside, found = tuple(part.clone() for part in data), MODES[call](net, data)
     torch.testing.assert_close(found, exact, rtol=0, atol=0)
+    torch.testing.assert_close(MODES[call](net, made_inside), exact, rtol=0, atol=0)
 
 
 def test_nets_made_under_inference_mode_are_refused():

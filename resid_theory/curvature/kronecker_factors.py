@@ -161,7 +161,6 @@ def _is_shift(made: Tensor, parameter: Tensor) -> bool:
     return torch.equal(found, v)
 
 
-@torch.inference_mode(False)
 def kfac(
     net: nn.Module,
     loss: LossLike,

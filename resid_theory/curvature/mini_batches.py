@@ -90,7 +90,6 @@ class BatchSpectra(Result):
         }
 
 
-@torch.inference_mode(False)
 def batch_spectra(
     net: nn.Module,
     loss: LossLike,

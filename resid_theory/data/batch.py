@@ -46,7 +46,8 @@ class Place:
             return content
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, dtype if tensor.is_floating_point() else None)
+            tensor = tensor.to(self.device, dtype if tensor.is_floating_point() else None)
+            return tensor.clone() if tensor.is_inference() else tensor  # to be differentiated
 
         return map_tensors(content, moved)
 

@@ -86,7 +86,6 @@ class CompressionBound(Result):
         return float(scale**2 * self.terms.sum())
 
 
-@torch.inference_mode(False)
 def compression_bound(
     net: nn.Module,
     data: Any,
@@ -128,11 +127,12 @@ def compression_bound(
     activations = activations_of(net)
     chain = chain_of_layers(net)
     observer, uses = MapObserver(net), list[LinearUse]()
-    cushions = torch.full((len(chain.layers),), torch.inf, dtype=torch.float64)
-    overlap, onward, spread = torch.ones_like(cushions), cushions.clone(), torch.ones_like(cushions)
     contraction, output_norm, samples = 0.0, 0.0, 0
     found_data = Data.of(data, like=net, targets=False)
     with preserved(net), differentiable(), torch.no_grad():
+        cushions = torch.full((len(chain.layers),), torch.inf, dtype=torch.float64)
+        overlap, onward = torch.ones_like(cushions), cushions.clone()
+        spread = overlap.clone()
         for part in found_data.chunks(batch, "bound" if progress else None):
             samples += part.size
             for i, position in enumerate(chain.layers):
