@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import runpy
 import sys
 import time
@@ -599,10 +600,11 @@ def test_progress_shows_on_a_terminal(capsys, monkeypatch, count, as_json, termi
     assert ("cells" in err) == shown and "\n" not in err  # the bar is wiped out in the end
 
 
-def test_a_folder_without_permission_is_told_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with pytest.raises(ValueError, match="--out: nothing can be written in .*needs permission"):
-        output.check_new("--out", tmp_path / "new", overwrite=True)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    with pytest.raises(ValueError, match="^--out: .* (cannot be written: |no folder /proc)"):
+        output.check_new("--out", pathlib.Path("/proc/a"), overwrite=True)  # root has the right
+    with pytest.raises(ValueError, match=f"^--out: {tmp_path}: there already; needs another name"):
+        output.check_new("--out", tmp_path, overwrite=True)
 
 
 def counted(data, count: int = 3, *, share: float | None = None, word: str = "a"):

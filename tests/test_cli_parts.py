@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,13 +137,6 @@ def test_files_are_named_in_a_sentence(tmp_path, monkeypatch):
             output.Files.of("a", out, plot, overwrite=False)
         assert str(caught.value) == says
     output.Files.of("a", tmp_path / "new" / "b", named[2], overwrite=True)
-
-
-def test_a_folder_is_to_be_written_and_searched(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)) or True)
-    output.check_new("--out", tmp_path / "a", overwrite=False)
-    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
 
 
 # -- nets and images -------------------------------------------------------------------------------

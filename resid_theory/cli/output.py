@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,9 +188,11 @@ def check_new(option: str, path: Path, *, overwrite: bool) -> None:
     """Raise a ValueError if a file cannot be written, or is there and is not to be replaced."""
     if not path.parent.is_dir():
         raise ValueError(f"{option}: got {str(path)!r}, but there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{option}: nothing can be written in {path.parent}, needs permission")
-    if path.exists() and not overwrite:
-        raise ValueError(
-            f"{option}: {path}: there already; needs --overwrite to replace it, or another name"
-        )
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):  # rights alone do not show it, as in /proc
+            there, replaceable = path.exists(), not path.is_dir()
+    except OSError as error:
+        raise ValueError(f"{option}: {path} cannot be written: {error.strerror}") from error
+    if there and not (overwrite and replaceable):
+        needed = "--overwrite to replace it, or " * replaceable + "another name"
+        raise ValueError(f"{option}: {path}: there already; needs {needed}")
