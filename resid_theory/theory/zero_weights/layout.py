@@ -145,11 +145,14 @@ class Layout:
             links = links & torch.tensor([moved(k) for k in range(self.blocks)])[:, None]
         edges, firsts, steps = links[:, 1:].float(), reached.nonzero()[:, 0], 1
         ways = torch.eye(self.blocks, dtype=torch.bool)[firsts]
+        unseen = ~ways
         while bool(ways.any()):
             if bool((ways & out[1:]).any()):
                 ends = (ways & out[1:]).nonzero().tolist() if steps > 1 else []
                 return steps * self.branch, [(int(firsts[way]), last) for way, last in ends]
-            ways = ways[:, :-1].float() @ edges.mT > 0
+            on = ways[:, :-1].any(0).nonzero()[:, 0]  # few, as a rule: one in a chain
+            ways = (ways[:, on].float() @ edges[:, on].mT > 0) & unseen
+            unseen &= ~ways
             steps += 1
         return math.inf, []  # no way through: the loss does not depend on the weights
 
