@@ -606,3 +606,14 @@ def test_what_a_batch_shares_counts_and_what_has_no_axes_or_entries_does_not():
     usual = shared(torch.tensor([7, 8]))
     assert usual.difference(shared(torch.tensor([7, 9]))) == "samples"
     assert usual.difference(shared(torch.tensor([7, 8]), torch.tensor(1), torch.ones(0))) == "none"
+
+
+@pytest.mark.parametrize("images", [False, True], ids=["pair", "images"])
+def test_tensors_that_are_written_between_passes_are_refused(images):
+    x, y = torch.ones(2, 3, 4, 4), torch.tensor([0, 1])
+    data = rt.Data.of(rt.Images(pixels=x, labels=y) if images else (x, y))
+    assert [batch.size for batch in (*data, *data)] == [2, 2]
+    x[1] = 2.0
+    with pytest.raises(ValueError, match="^data: tensors were written in place since they were"):
+        list(data)
+    assert len(list(rt.Data.of(data))) == 1

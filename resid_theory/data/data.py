@@ -53,6 +53,7 @@ class Data:
         self._pairs, self._targets, self._sample_weight = pairs, targets, sample_weight
         self._whole: Any = None  # a list of batches, images, or one triple
         self._first: PassRecord | None = None
+        self._versions: list[int] | None = None  # of the tensors in memory
         self._checked: Batch | None = None  # a whole set, which is checked once
         # What reads no targets has no loss to weigh, one of (net, batch) weighs by itself.
         self._weighs = bool(pairs and targets)
@@ -96,7 +97,8 @@ class Data:
         Raises:
             ValueError: If they have none of these forms. Reading them raises one, too, for batches
                 without samples, numbers that are not finite, x and y of different lengths, or other
-                samples than in the first pass.
+                samples than in the first pass; of arrays of NumPy, which share their memory,
+                nothing tells whether they were written since.
 
         Example:
             >>> x, y = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
@@ -194,7 +196,9 @@ class Data:
     def __iter__(self) -> Iterator[Batch]:
         """Read the batches; refuse none, and others than those of the first pass."""
         if self.in_memory:
-            yield from self._read()
+            for batch in self._read():
+                self._check_unwritten()
+                yield batch
             return
         record = PassRecord()
         for batch in self._read():
@@ -224,6 +228,17 @@ class Data:
                 f"data: {self.kind} shuffles between passes; a mean over samples has no order, so "
                 "products agree to round-off, with shuffle=False to the bit",
                 stacklevel=2,
+            )
+
+    def _check_unwritten(self) -> None:
+        """Refuse tensors that were written in place since they were first read."""
+        held = [t for t in tensors_of(self._whole) if not t.is_inference()]  # the others count none
+        versions = [tensor._version for tensor in held]
+        self._versions = self._versions or versions
+        if versions != self._versions:
+            raise ValueError(
+                "data: tensors were written in place since they were first read, so that passes "
+                "do not belong to one data set; pass copies (.clone()), or make new data"
             )
 
     def _read(self) -> Iterator[Batch]:
