@@ -42,6 +42,8 @@ KAPPA = {"leaky": 1.3, "turned": -1, "line": 2, "sum": 1.9, "softplus": 1}
      (lambda t: 3 * F.relu(t / 3**0.5) ** 2, None, "nonnegative squares flat zero"),
      (lambda t: t.clamp(-5e11, 5e11), None, "zero"),
      (lambda t: F.hardshrink(t, 5e-8), None, "flat zero"),
+     (lambda t: F.hardshrink(t, 1e-10), None, "flat zero"),
+     (lambda t: 1e-7 * t, 2e-7, "homogeneous zero"),
      (lambda t: t.abs(), None, "keeps_positive nonnegative homogeneous zero"),
      (lambda t: t.mul_(2), 4, "homogeneous zero"), (lambda t: t - 1, 2, "")],
 )  # fmt: skip

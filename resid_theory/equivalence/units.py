@@ -39,7 +39,7 @@ class UnitKind:
         kappa = float(odd[-1] / t[-1])
         rounding = 8 * torch.finfo(t.dtype).eps * (right.abs() + left.abs())
         scaled = function(3 * torch.cat([t, -t])) - 3 * torch.cat([right, left])
-        slopes = function(t.new_tensor([-1e-8, 0.0, 1e-8]))
+        slopes = function(t.new_tensor([-1e-150, 0.0, 1e-150]))  # below all thresholds
         holds = bool(((odd - kappa * t).abs() <= tiny * t + rounding).all()) and abs(kappa) > tiny
         return cls(
             function=function,
@@ -48,7 +48,7 @@ class UnitKind:
             nonnegative=bool((torch.cat([left, slopes, right]) >= 0).all()),
             squares=bool(((right + left - t**2).abs() <= tiny * t**2).all()),
             homogeneous=bool((scaled.abs() <= tiny * t.repeat(2)).all()),
-            flat=bool((slopes.abs() <= 1e-14).all()),
+            flat=bool((slopes.abs() <= 1e-159).all()),
             zero=float(slopes[1].abs()) <= 1e-14,
         )
 
