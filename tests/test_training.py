@@ -378,6 +378,16 @@ def test_callbacks_see_nets_that_are_up_to_date_and_leave_no_trace():
     assert [line["step"] for line in run.metrics if "epoch" not in line][::2] == [3, 6, 9]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda net: net.__setitem__(1, nn.Tanh()), lambda net: setattr(net[0], "stride", (2, 2))],
+    ids=["layer", "stride"],
+)
+def test_a_callback_leaves_the_layers_as_they_are(change):
+    with pytest.raises(ValueError, match="^callbacks: <function .* changed the net"):
+        fit(conv_net(norm=False), callbacks=[lambda net, _: change(net)])
+
+
 def test_the_random_state_is_left_as_found():
     state, net = torch.get_rng_state(), conv_net(noise=0.3)
     torch.set_rng_state(state)

@@ -71,7 +71,8 @@ def train(
         test: Data whose loss and error are measured after each epoch, in eval mode.
         callbacks: Called as ``callback(net, progress)`` before training and after each epoch, with
             the net in eval mode; the numbers that they return join the metrics. They may draw
-            random numbers and change running statistics, which are restored, but not weights.
+            random numbers and change running statistics, which are restored; one that leaves
+            other layers is refused.
         every: Number of steps after which they are called as well; these lines of metrics hold
             nothing else.
         correction: Called once for each net as ``correction(optimizer, net)``, such as

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resid_theory.runtime.net_state import NetState
 from resid_theory.runtime.preserve import preserved
 from resid_theory.training.checkpoint import Folder
 from resid_theory.training.device_dataset import DeviceDataset
@@ -58,8 +59,14 @@ class Measurements:
                     line.update(self._evaluation(net, self._test))
             moment = Progress(step=step, epoch=step // self._epochs.steps, net=i)
             for callback in self._settings.callbacks:
-                with preserved(net):
+                state, layers = NetState(net), str(net)
+                with preserved(net, state=state):
                     found = callback(net, moment)
+                if (change := state.change()) or str(net) != layers:
+                    raise ValueError(
+                        f"callbacks: {callback!r} changed the net ({change or 'its layers'}), "
+                        "needs one that leaves its layers as they are"
+                    )
                 if not isinstance(found, Mapping | None):
                     raise ValueError(
                         f"callbacks: got {type(found).__name__} from {callback!r}, needs a mapping "
