@@ -182,6 +182,17 @@ def test_a_second_parametrization_hides_no_identity(kind, other, order):
         assert any(name.startswith("2") for name in cushions.not_covered)
 
 
+class Product(nn.Module):
+    """A layer of a class that is not torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
+
+    def forward(self, x):
+        return x @ self.weight.mT
+
+
 def test_an_identity_appears_once():
     layer = with_identity(nn.Linear(WIDTH, WIDTH), "residual")
     net = nn.Sequential(AddIdentity(layer))
@@ -190,9 +201,16 @@ def test_an_identity_appears_once():
         with pytest.raises(ValueError, match="'0' has its identity twice"):
             call(net)
     parametrize.register_parametrization(layer, "weight", DiracWeight(torch.eye(WIDTH)))
-    for call in (rt.id_mask, rt.to_plain, identity_removed):
+    for call in (rt.id_mask, identity_removed):
         with pytest.raises(ValueError, match="ResidualWeight and DiracWeight, needs one identity"):
             call(layer)
+    for call in (rt.to_plain, rt.fold, lambda net: rt.layer_cushions(net, torch.ones(2, WIDTH))):
+        with pytest.raises(ValueError, match="^net: layer '1': got a weight with ResidualWeight"):
+            call(nn.Sequential(nn.ReLU(), layer))
+    made = Product()
+    parametrize.register_parametrization(made, "weight", ResidualWeight(torch.eye(WIDTH)))
+    with pytest.raises(ValueError, match="^net: '1': got ParametrizedProduct, needs nn.Linear"):
+        rt.layer_cushions(nn.Sequential(nn.ReLU(), made), torch.ones(2, WIDTH))
 
 
 @pytest.mark.parametrize("pruned_entry", [False, True])

@@ -17,6 +17,7 @@ from resid_theory.identity import (
     mark,
     parametrizations_of,
 )
+from resid_theory.identity.layer_weight import check_identities
 from resid_theory.networks import Block, IdentityShortcut
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.net_state import copied
@@ -108,6 +109,7 @@ class Converter:
 
     def __init__(self, net: nn.Module, call: str) -> None:
         net = check_net(net, finite=False, meta=True)
+        check_identities(net)
         self.call, self.given, self.net = call, net, copied(net)
         self.converted: dict[str, tuple[str, str]] = {}
         self.left: dict[str, str] = {}

@@ -32,6 +32,15 @@ def layer_identity(layer: nn.Module) -> ResidualWeight | None:
     return found[0] if found else None
 
 
+def check_identities(net: nn.Module) -> None:
+    """Refuse a net with two identities in a weight, by the name of its module."""
+    for name, module in net.named_modules():
+        try:
+            layer_identity(module)
+        except ValueError as error:
+            raise ValueError(f"net: layer {name!r}{str(error).removeprefix('layer')}") from error
+
+
 def parametrizations_of(layer: nn.Module) -> list[nn.Module]:
     """The parametrizations of a layer's weight, from what is trained to the weight.
 

@@ -181,7 +181,10 @@ class LinearUse:
         if self.owner is None:
             return self.kernel
         layer = self.owner.layer if isinstance(self.owner, AddIdentity) else self.owner
-        return identity_removed(layer)
+        try:
+            return identity_removed(layer)
+        except ValueError as error:  # a layer of another class with an identity in its weight
+            raise ValueError(f"net: {self.name!r}: {str(error).removeprefix('layer: ')}") from error
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """The map without its bias, with some weight, of another input of its kind."""

@@ -21,6 +21,7 @@ from resid_theory.identity import (
     layer_identity,
     parametrizations_of,
 )
+from resid_theory.identity.layer_weight import check_identities
 from resid_theory.runtime.net_state import NetAttributes
 from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
 from resid_theory.stability.weight_tracker import Label, WeightTracker, has_no_values
@@ -79,6 +80,7 @@ class MapObserver(TorchFunctionMode):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        check_identities(net)
         self._root, self._modules = net, dict(net.named_modules())
         self._around = {f"{name}.layer".lstrip("."): name for name, module in self._modules.items()
                         if isinstance(module, AddIdentity)}  # fmt: skip
