@@ -84,7 +84,7 @@ def test_all_numbers_follow_from_the_signs(problem, monkeypatch):
             assert estimate.value == pytest.approx(value, rel=1e-9)
     mean = ((mean + mean.mT) / 2).sqrt()
     torch.testing.assert_close(table.block_norms, mean, rtol=1e-9, atol=0)
-    assert (table.names, table.products) == (names, 8 + 8 + 8 + 3 + 4 * 5)
+    assert (table.names, table.products) == (names, 8 + 8 + 8 + 3 + 2 * 5)
     columns = {"parameter": list(names)}
     for kind, name in (("traces", "trace"), ("largest", "largest"), ("norms", "norm"),
                        ("couplings", "coupling")):  # fmt: skip
@@ -125,6 +125,7 @@ def test_bars_hold_the_error_of_a_low_precision(problem, monkeypatch):
                         ("couplings", error.frobenius)):  # fmt: skip
         for e in getattr(found, kind):
             assert (e.low, e.high) == (e.value - bound, e.value + bound), kind
+    assert all(e.value - e.low >= error.spectral for e in found.largest)
 
 
 def test_wrong_calls(problem):

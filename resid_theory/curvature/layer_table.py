@@ -9,6 +9,7 @@ from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.estimate import Estimate, mean_estimate, positive_mean, root
 from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.linear_operator import LinearOperator
+from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Columns, Result
 
 
@@ -60,8 +61,8 @@ def layer_table(
 
     Probes z of random signs on one parameter's columns show all of its blocks at once:
     :math:`z^T A_{kk} z` has the trace for its mean, :math:`\|A_{rk} z\|^2` the squared norm.
-    Parameters with as many entries as there are probes, or fewer, get all columns, hence exact
-    numbers.
+    Parameters with at most twice as many entries as there are probes get all columns, hence exact
+    numbers, the largest eigenvalue without further products.
 
     Args:
         A: The curvature of a net, or a sum with one.
@@ -89,7 +90,7 @@ def layer_table(
     couplings: list[Estimate] = []
     products = 0
     for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
-        exact = size <= check
+        exact = size <= 2 * check
         if exact:
             vectors = torch.eye(size)
         else:
@@ -107,9 +108,16 @@ def layer_table(
         else:
             traces.append(mean_estimate(forms.cpu()))
         rows.append(squares.sum(1) if exact else squares.mean(1))
-        pairs = eigenpairs(A.block(name), 1, tolerance=tolerance, generator=source)
-        largest.append(pairs.largest)
-        products += vectors.shape[1] + pairs.products
+        products += vectors.shape[1]
+        if exact:
+            error = 0.0 if A.error is None else A.error.spectral
+            whole = (parts[number] + parts[number].mT) / 2
+            every = Spectrum.of(torch.linalg.eigvalsh(whole), error=error)
+            largest.append(Estimate.exact(every.largest, every.zero_threshold))
+        else:
+            pairs = eigenpairs(A.block(name), 1, tolerance=tolerance, generator=source)
+            largest.append(pairs.largest)
+            products += pairs.products
     if A.error is not None:
         traces = [found.widened(A.error.trace) for found in traces]
         norms = [found.widened(A.error.frobenius) for found in norms]
