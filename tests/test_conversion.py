@@ -490,3 +490,15 @@ def test_a_reason_of_a_layer_speaks_of_it_alone():
     with pytest.warns(NothingConverted):
         left = rt.conversion(rt.to_residual(nn.Sequential(*layers))).left
     assert left["1"].startswith("the weight of layer '1' is made by _WeightNorm; needs")
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_rounding_of_a_residual_weight_is_told(explicit):
+    layers = [nn.Linear(WIDTH, WIDTH) for _ in range(3)]
+    net = nn.Sequential(*layers).bfloat16()
+    w = net[1].weight.detach().double()
+    moved = float(((w - torch.eye(WIDTH)).bfloat16().double() + torch.eye(WIDTH) - w).abs().max())
+    with pytest.warns(UserWarning, match=f"weights moved by up to {moved:.2g}; convert net.float"):
+        rt.to_residual(net, explicit=explicit)
+    net[1].weight.data.copy_(torch.eye(WIDTH))
+    rt.to_residual(net, explicit=explicit)  # exact

@@ -113,6 +113,7 @@ class Converter:
         self.call, self.given, self.net = call, net, copied(net)
         self.converted: dict[str, tuple[str, str]] = {}
         self.left: dict[str, str] = {}
+        self.moved = 0.0  # largest change of a weight by rounding
         self._made: list[tuple[str, str, set[nn.Parameter], nn.Parameter]] = []
 
     def finished(self, new: nn.Module, sought: str) -> nn.Module:

@@ -4,6 +4,7 @@ r"""The one-to-one mapping between plain and residual nets.
 the outputs agree everywhere, hence so do all gradients.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -210,7 +211,8 @@ def to_residual(
         explicit: True for Id(x) added to the layer's output instead of I to its weight.
 
     Returns:
-        A new net; the original is not changed. Layers used twice and tied weights remain so.
+        A new net; the original is not changed. Layers used twice and tied weights remain so. A
+        warning says how far weights of 16 bits moved, as W - I is rounded.
 
     Raises:
         ValueError: If a name is unknown; if a named or marked layer has no identity kernel, is a
@@ -253,6 +255,11 @@ def to_residual(
             for key, child in module._modules.items():
                 if child is old:
                     module._modules[key] = made
+    if converter.moved:
+        warnings.warn(
+            f"to_residual: W - I is rounded to 16 bits, so that weights moved by up to "
+            f"{converter.moved:.2g}; convert net.float() for the same function", stacklevel=2,
+        )  # fmt: skip
     converter.leave(new, "is not under a shortcut" if chosen else "is the first or last layer")
     return converter.finished(new, "the chosen layers are residual already, or cannot be")
 
@@ -314,7 +321,11 @@ def _residual(
     if keeps and beside == explicit:
         return layer
     with torch.no_grad():
-        weight = held if keeps else held - identity + (0 if own is None else own)
+        given = 0 if own is None else own
+        weight = held if keeps else held - identity + given
+        if held.element_size() < 4 and not (keeps or held.is_meta):
+            gap = weight.double() + identity - held - given
+            converter.moved = max(converter.moved, float(gap.abs().max()))
     new = converter.rebuilt(plain, name, weight, bias_of(plain))
     if explicit:
         return in_modes_of(layer, AddIdentity(new, rule))
