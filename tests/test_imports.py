@@ -344,10 +344,15 @@ def test_no_name_occurs_twice(library):
     assert not [name for name, count in (files + classes).items() if count > 1]
 
 
-def test_files_of_the_authors_load_no_compiler(tmp_path):
-    """Arithmetic on the device meta and ``to_empty`` make torch import it, for seconds."""
+def test_files_of_the_authors_and_losses_of_users_load_no_compiler(tmp_path):
+    """Arithmetic on the device meta, ``to_empty`` and ``torch.func`` make torch import it."""
     code = (
-        "import resid_theory as rt\nnet, path = rt.diracnet(10).eval(), {!r}\n"
-        "rt.save_dirac_file(path, net)\nrt.load_dirac_file(path)"
+        "import resid_theory as rt, torch\nnet, path = rt.diracnet(10).eval(), {!r}\n"
+        "for given in (net, rt.fold(net)):\n"
+        "    rt.save_dirac_file(path, given)\n    rt.load_dirac_file(path)\n"
+        "import sys\nassert 'sympy' not in sys.modules\n"
+        "pair = torch.ones(2, 2), torch.tensor([[1.0], [2.0]])\n"
+        "loss = lambda y, t: (t * y.square()).sum() / t.sum()\n"
+        "rt.spectrum(torch.nn.Linear(2, 1), loss, pair, matrix='empirical_fisher')"
     ).format(str(tmp_path / "model.pt7"))
-    assert loaded(code, "torch._dynamo", "sympy") == "[]"
+    assert loaded(code, "torch._dynamo") == "[]"

@@ -178,6 +178,8 @@ def _with_norm(
         advice = "call net.eval() first" if norm.running_mean is not None else "it has no others"
         raise ValueError(f"net: {norm_name!r} uses the statistics of each batch; {advice}")
     weight = effective(layer, name)
+    if weight.is_meta:  # for arithmetic there torch imports its compiler, for seconds
+        return weight, weight.new_empty(len(weight))
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double()
     if (bias := bias_of(layer)) is not None:

@@ -195,10 +195,13 @@ def _built(
         raise ValueError(f"has groups of {layers!s:.60} layers, needs {needed}")
     if channels % 16 or channels == 0:
         raise ValueError(f"has a stem of {channels} channels, needs 16 times a whole width")
+    # Arithmetic on the device meta makes torch import its compiler, and what folds is the same.
+    identity = "plain" if folded else "dirac"
     if sides == (7, 7):
-        net = diracnet_imagenet(_IMAGENET[layers], classes=classes)
+        net = diracnet_imagenet(_IMAGENET[layers], classes=classes, identity=identity)
     else:
-        net = diracnet(3 * layers[0] + 4, width=channels // 16, classes=classes)
+        width = channels // 16
+        net = diracnet(3 * layers[0] + 4, width=width, classes=classes, identity=identity)
     net.eval()
     return cast("nn.Sequential", fold(net)) if folded else net
 

@@ -195,18 +195,20 @@ class Part:
     def ratios(self, one: Sample) -> Tensor:
         """The ratio of ``append`` for every sample of the part as a part of its own, (samples,)."""
 
-        def ratio(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
-            def value(moving: list[Tensor]) -> Tensor:
-                before = [leaf[None] for leaf in outputs], [leaf[None] for leaf in targets]
-                return self._call(_joined(before[0], moving), _joined(before[1], one.targets))
+        def value(outputs: list[Tensor], targets: list[Tensor], moving: list[Tensor]) -> Tensor:
+            before = [leaf[None] for leaf in outputs], [leaf[None] for leaf in targets]
+            return self._call(_joined(before[0], moving), _joined(before[1], one.targets))
 
-            flat = _flat(torch.func.grad(value)(one.outputs))
-            alone = one.gradient / largest
-            return (flat / largest * alone).sum() / alone.square().sum()
-
+        # A copy for each sample, not torch.func.grad, which imports torch's compiler: a second.
+        copies = [leaf.expand(self.samples, *leaf.shape).clone() for leaf in one.outputs]
+        at = [copy.requires_grad_() for copy in copies if copy.is_floating_point()]
+        with torch.enable_grad():
+            values = torch.vmap(value)(self.outputs, self.targets, copies)
+            parts = torch.autograd.grad(values.sum(), at, materialize_grads=True)
         largest = one.gradient.abs().max()
-        found: Tensor = torch.vmap(ratio)(self.outputs, self.targets)
-        return found.double().cpu()
+        alone = one.gradient / largest
+        flat = torch.cat([part.flatten(1).double() for part in parts], dim=1) / largest
+        return (flat @ alone / alone.square().sum()).cpu()
 
     def counts(self, one: Sample) -> list[Tensor]:
         """Weights that a loss may have of the samples, in units of that of one: 1, or labels."""
