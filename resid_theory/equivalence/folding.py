@@ -60,7 +60,7 @@ def fold(net: nn.Module) -> nn.Module:
     new = folding.part(folding.net, "")
     folding.leave(new, "has an ordinary weight and no BatchNorm behind it")
     return folding.finished(
-        new, "no BatchNorm is behind a linear layer in nn.Sequential, and no weight is parametrized"
+        new, "no BatchNorm is directly behind a linear layer, and no weight is parametrized"
     )
 
 
