@@ -73,7 +73,8 @@ class Shortcuts(Result):
         counts = [f"{self.answers.count(word)} {word}" for word in dict.fromkeys(self.answers)]
         if not counts:
             return "no shortcuts" + " in what can be traced" * bool(self.untraced)
-        return f"{len(self.modules)} shortcuts: {', '.join(counts)}"
+        several = "s" * (len(self.modules) > 1)
+        return f"{len(self.modules)} shortcut{several}: {', '.join(counts)}"
 
     def shown(self) -> Columns:
         """The columns, with both bounds of the distance in one."""

@@ -93,7 +93,8 @@ def compare_cushions(
 
     Args:
         a: Result of :func:`layer_cushions` or :func:`interlayer_cushions`, or a list of results.
-        b: The same kind, measured with the same norm and weight.
+        b: The same kind, measured with the same norm and weight. Layers are paired by names, which
+            ``dataclasses.replace(a, layers=b.layers)`` gives those of another net.
         confidence: Confidence of the bootstrap intervals (percentile method, both sides
             resampled), in (0, 1).
         resamples: Number of bootstrap resamples.
@@ -133,7 +134,10 @@ def compare_cushions(
     odd = {name: reason for name, reason in reasons.items() if reason}
     names = [name for name in sides[0] if name not in odd]
     if not names:
-        raise ValueError(f"b: no layer can be compared with one of a: {odd}")
+        raise ValueError(
+            f"b: no layer can be compared with one of a: {odd}; layers are paired by names, as "
+            "dataclasses.replace(a, layers=b.layers) gives them"
+        )
     source = as_generator(generator)
     seed = int(torch.randint(2**31, (), generator=source, device=source.device))
     rng = np.random.default_rng(seed)
