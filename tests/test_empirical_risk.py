@@ -444,6 +444,25 @@ def test_derivatives_by_torch_func_inside_a_net(forward):
     assert relative_error(found, exact) <= HESSIAN
 
 
+def trimmed(net, x):
+    return net.logits(x[:, : int((x != 0).any(2).sum(1).max())])
+
+
+def test_ends_of_a_batch_may_have_less_padding():
+    net, x, y = Net(trimmed), numbers(6, 3, 4), torch.arange(18).view(6, 3) % K
+    x[[3, 5], 1:], y[[3, 5], 1:] = 0.0, -100
+    exact = oracles.hessian_by_nested_gradients(
+        F.cross_entropy(net(x).flatten(0, 1), y.flatten()), list(net.parameters())
+    )
+
+    def loss(output, target):
+        return F.cross_entropy(output.flatten(0, 1), target[:, : output.shape[1]].flatten())
+
+    parts = [(x[:3], y[:3]), (x[3:], y[3:])]
+    assert relative_error(rt.curvature_operator(net, loss, parts).dense(), exact) <= HESSIAN
+    assert rt.evaluate(net, parts, loss=loss).samples == 6
+
+
 def limited(net, x):
     """An expert that takes the first 20 samples: few do not show it."""
     return net.logits(x).index_add(0, torch.arange(len(x))[:20], net.logits(x[:20]).tanh())

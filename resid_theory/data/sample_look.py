@@ -29,7 +29,10 @@ def coupling(axes: SampleAxes | None, few: Any, more: Any) -> str:
     if axes is None:
         return "net: no axis of its outputs grows with the samples alone"
     pairs = zip(axes.spread(few), axes.spread(more), strict=True)
-    if not any(moved(a[[-1, 0]].detach(), b[[0, -1]].detach()) for a, b in pairs):
+    ends = [(a[[-1, 0]].detach(), b[[0, -1]].detach()) for a, b in pairs]
+    # A net may leave out what is padding in all of a batch: few samples may have less of it.
+    rooms = [tuple(map(slice, map(min, a.shape, b.shape))) for a, b in ends]
+    if not any(moved(a[room], b[room]) for (a, b), room in zip(ends, rooms, strict=True)):
         return ""
     return (
         "net: its samples know each other, outputs depend on the other samples of a batch "
