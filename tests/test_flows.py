@@ -568,7 +568,25 @@ def test_an_unknown_module_ends_the_paths():
     net = rt.simplified_net(5)
     paths = subactivation_paths(nn.Sequential(*net[:3], nn.Softshrink(), *net[3:]))
     assert paths.names == ("4", "6")
-    assert "Softshrink is not a layer whose channels can be followed" in paths.unmeasured["1"]
+    assert paths.unmeasured["1"].endswith(
+        "Softshrink is not a layer whose channels can be followed"
+    )
+
+
+def test_an_identity_that_a_forward_adds_is_followed_in_the_weight():
+    class Added(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv(x)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Added(), nn.ReLU(), *end(1))
+    with pytest.raises(ValueError, match=r"followed; .*rt\.to_residual\(rt\.absorb\(net\)\)"):
+        subactivation_paths(net)
+    paths = subactivation_paths(rt.to_residual(rt.absorb(net)))
+    assert [channels.tolist() for channels in paths.channels] == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,9 @@ def _below(module: nn.Module, at: Tensor, rule: str | None) -> Tensor:
         for inner in reversed(module):
             at = _below(inner, at, rule)
         return at
-    raise _Ends(f"{type(module).__name__} is not a layer whose channels can be followed")
+    hint = "; if it adds an identity to one layer, measure rt.to_residual(rt.absorb(net))"
+    inside = hint * any(True for _ in module.children())
+    raise _Ends(f"{type(module).__name__} is not a layer whose channels can be followed{inside}")
 
 
 def _through(layer: nn.Module, at: Tensor, rule: str) -> Tensor:
