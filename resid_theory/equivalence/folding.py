@@ -91,8 +91,8 @@ class _Folding(Converter):
         parts = [(key, part) for key, part in module._modules.items() if part is not None]
         for (key, part), (behind, norm) in zip(parts, [*parts[1:], ("", None)], strict=False):
             where, after = (f"{name}.{word}".lstrip(".") for word in (key, behind))
-            pair = isinstance(part, LINEAR_MAPS) and isinstance(norm, BatchNorm)
-            if in_order and pair and after not in self.left:
+            ours = in_order and isinstance(part, LINEAR_MAPS) and after not in self.left
+            if ours and isinstance(norm, BatchNorm):
                 new = self._layer(part, where, norm, after)
                 module._modules[key] = new
                 del module._modules[behind]
