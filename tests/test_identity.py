@@ -547,8 +547,21 @@ def test_other_nets_are_left_alone(identity):
         torch.testing.assert_close(p.detach(), expected, rtol=0, atol=round_off(5))
 
 
+class Lars(torch.optim.SGD):
+    """Steps as long as the weights, by gradients that are scaled before."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.grad *= p.detach().norm() / p.grad.norm()
+        return super().step(closure)
+
+
 def test_optimizers_that_are_refused():
     one, v, _ = residual_linear()
+    with pytest.raises(ValueError, match="got Lars, whose steps may depend on where the weights"):
+        IdDecay(Lars([v], lr=0.5), one)
+    IdDecay(Lars([v], lr=0.5), one, decoupled=False).remove()
+    IdDecay(type("Named", (torch.optim.AdamW,), {})([v]), one).remove()
     with pytest.raises(ValueError, match="optimizer: got str, needs a torch.optim.Optimizer"):
         IdDecay("sgd", one)
     with pytest.raises(ValueError, match="got ASGD, whose steps may depend on where the weights"):

@@ -1,5 +1,6 @@
 """ID entries of a whole net, and weight decay toward zero instead of the identity."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -150,7 +151,9 @@ class IdDecay:
         held = {p for group in optimizer.param_groups for p in group["params"]}
         if masks and held.isdisjoint(masks):
             raise ValueError("optimizer: holds none of the net's parameters, needs this net's own")
-        if masks and decoupled is None and not isinstance(optimizer, _COUPLED):
+        own = inspect.unwrap(type(optimizer).step).__module__  # a subclass may scale its steps
+        known = isinstance(optimizer, _COUPLED) and own.startswith("torch.")
+        if masks and decoupled is None and not known:
             names = ", ".join(kind.__name__ for kind in _COUPLED)
             raise ValueError(
                 f"optimizer: got {type(optimizer).__name__}, whose steps may depend on where the "
