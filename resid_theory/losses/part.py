@@ -63,8 +63,11 @@ class Part:
         call: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
         outputs: Sequence[Tensor],
         targets: Sequence[Tensor],
+        eps: float = 0.0,  # of a loss in a lower precision than the outputs
     ) -> None:
         self._call, self.outputs, self.targets = call, list(outputs), list(targets)
+        dtypes = [leaf.dtype for leaf in outputs if leaf.is_floating_point()]
+        self._eps = max(eps, *(torch.finfo(dtype).eps for dtype in dtypes))
 
     @classmethod
     def of(
@@ -89,12 +92,12 @@ class Part:
         wide = [
             [leaf.double() if leaf.is_floating_point() else leaf for leaf in side] for side in given
         ]
-        part = cls(call, *wide)
         try:
-            part.value()
+            with torch.no_grad():
+                eps = torch.finfo(call(*wide).dtype).eps
         except (RuntimeError, TypeError, ValueError):  # class weights in float32, for example
             return cls(call, *given)
-        return part
+        return cls(call, *wide, eps)
 
     @property
     def samples(self) -> int:
@@ -110,11 +113,6 @@ class Part:
     def round_off(self) -> float:
         """Relative error that measured weights may have."""
         return 1024 * self._eps
-
-    @property
-    def _eps(self) -> float:
-        dtypes = [leaf.dtype for leaf in self.outputs if leaf.is_floating_point()]
-        return float(max(torch.finfo(dtype).eps for dtype in dtypes))
 
     @property
     def is_finite(self) -> bool:
@@ -133,7 +131,8 @@ class Part:
 
     def some(self, rows: Tensor) -> "Part":
         """Some of the samples."""
-        return Part(self._call, *([t[rows] for t in side] for side in (self.outputs, self.targets)))
+        outputs, targets = ([t[rows] for t in side] for side in (self.outputs, self.targets))
+        return Part(self._call, outputs, targets, self._eps)
 
     def order(self) -> Tensor:
         """The samples sorted by the first number of their targets."""
