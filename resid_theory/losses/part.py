@@ -96,8 +96,8 @@ class Part:
             with torch.no_grad():
                 eps = torch.finfo(call(*wide).dtype).eps
         except (RuntimeError, TypeError, ValueError):  # class weights in float32, for example
-            return cls(call, *given)
-        return cls(call, *wide, eps)
+            return cls(call, given[0], given[1])
+        return cls(call, wide[0], wide[1], eps)
 
     @property
     def samples(self) -> int:
