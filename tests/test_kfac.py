@@ -131,10 +131,11 @@ def factors(net, x, y, sharing, valid, layers):
             hook.remove()
         for name in layers:
             a, z = kept[name]
-            a, places = torch.cat([a[0].detach(), torch.ones(len(a[0]), 1)], 1), len(a[0])
-            weight = WEIGHTS[i] * valid[i].sum()
-            rows = [a.mean(0)] if sharing == "reduce" else [row / places**0.5 for row in a]
-            sums[name][0] += weight * sum(torch.outer(row, row) for row in rows)
+            a = torch.cat([a[0].detach(), torch.ones(len(a[0]), 1)], 1)
+            rows = [row for row, counts in zip(a, valid[i], strict=True) if counts]
+            if sharing == "reduce":
+                rows = [sum(rows) / len(rows)] * len(rows)
+            sums[name][0] += WEIGHTS[i] * sum(torch.outer(row, row) for row in rows)
             for t in range(len(log)):
                 for k in range(log.shape[-1]):
                     (g,) = torch.autograd.grad(log[t, k], z, retain_graph=True)
@@ -174,6 +175,25 @@ def test_factors_equal_loops_over_predictions_and_places(sharing):
     bar = 3 / 300**0.5  # spread of a draw: 1 or 2
     assert relative_error(many.blocks[0].G, right["first"][1]) < bar
     assert relative_error(few[1].blocks[0].G, right["first"][1]) > bar
+
+
+class ClassesFirst(nn.Module):
+    def forward(self, z):
+        return z.mT
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum")])
+def test_inputs_at_ignored_labels_count_for_nothing(loss):
+    """Logits are equal at all places, so that K-FAC is exact."""
+    net, x = seeded(nn.Linear(2, 3, bias=False), ClassesFirst()), noise(M, 3, 2, seed=1)
+    net[0].weight.data.zero_()
+    y = torch.tensor([[0, 2, -100], [-100] * 3, [1, -100, -100], [0, 2, 2], [-100, 1, 0]])
+    inputs = x[y != -100]
+    covariance = torch.eye(3) / 3 - 1 / 9
+    right = torch.kron(covariance, inputs.mT @ inputs)
+    right = right / len(inputs) if loss.reduction == "mean" else right
+    found = rt.curvature.kfac(net, loss, (x, y), chunk=2)
+    assert relative_error(found.dense(), right) <= HESSIAN
 
 
 def test_its_algebra_is_that_of_the_matrix(device):

@@ -188,7 +188,9 @@ def kfac(
             ``"empirical_fisher"``.
         weight_sharing: Of layers that a sample meets at several places, such as tokens or pixels:
             ``"expand"`` takes second moments at each place, ``"reduce"`` those of the inputs' mean
-            and the gradients' sum over places.
+            and the gradients' sum over places. Inputs at places count by the weights of the labels
+            there, if a layer has as many places as its sample has labels and the loss is one by
+            name or of torch; else all places of a sample count alike.
         parameters: None for all that are trainable; names, patterns or parameters.
         chunk: Most samples that are differentiated together.
         generator: A seed, or a generator whose seed is taken, for ``"fisher_mc"``.
@@ -250,7 +252,8 @@ def kfac(
                 if graph.weight:
                     for layer, found in zip(layers, calls.values(), strict=True):
                         layer.calls = found
-                    total += _add(layers, graph, reduce)
+                    target = batch.part(start, chunk).target
+                    total += _add(layers, graph, _label_shares(risk, graph, target), reduce)
     blocks = [
         KroneckerBlock(
             names=tuple(layer.names), columns=tuple(layer.columns), A=layer.A / total,
@@ -261,13 +264,28 @@ def kfac(
     return KroneckerOperator(blocks, known, own, title=risk.title, not_covered=not_covered)
 
 
-def _add(layers: Sequence[_FactoredLayer], graph: Any, reduce: bool) -> float:
-    """Add the moments of a chunk; return the sum of its samples' weights."""
-    shares = graph.weight * graph.shares.to(graph.value)
+def _label_shares(risk: EmpiricalRisk, graph: Any, target: Any) -> Tensor:
+    """Weights of the labels in the loss, (samples, labels); of samples where labels have none."""
+    shares = graph.weight * graph.shares.to(graph.value).unsqueeze(1)
+    labels = risk.loss.label_weights(target)
+    if labels is None:
+        return shares
+    labels = labels.to(shares)
+    if not risk.sums:  # where a mean's shares are those of all labels of a sample
+        labels = torch.where(shares > 0, labels / labels.sum(1, keepdim=True), 0.0)
+    return shares * labels
+
+
+def _add(layers: Sequence[_FactoredLayer], graph: Any, shares: Tensor, reduce: bool) -> float:
+    """Add the moments of a chunk; return the sum of its labels' weights."""
     for layer in layers:
-        a = layer.inputs()
-        a = a.mean(1, keepdim=True) if reduce else a / a.shape[1] ** 0.5
-        layer.A = layer.A + torch.einsum("m,mri,mrj->ij", shares, a, a)
+        a, of_sample = layer.inputs(), shares.sum(1, keepdim=True)
+        each = of_sample.expand(a.shape[:2]) / a.shape[1]
+        places = shares if shares.shape == each.shape else each
+        if reduce:
+            mean = torch.where(of_sample > 0, places / of_sample, 0.0)
+            a, places = torch.einsum("mr,mri->mi", mean, a).unsqueeze(1), of_sample
+        layer.A = layer.A + torch.einsum("mr,mri,mrj->ij", places, a, a)
     at = [layer.output for layer in layers]
     for root in graph.roots():
         gradients = torch.autograd.grad(

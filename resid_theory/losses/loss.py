@@ -163,6 +163,22 @@ class Loss:
         """
         return self
 
+    def label_weights(self, target: Any) -> Tensor | None:
+        """Weights of single labels in the loss.
+
+        Args:
+            target: Targets, (m, ...).
+
+        Returns:
+            (m, labels of a sample); None where they are not known, or targets are no labels.
+        """
+        if self.weights is None or not isinstance(target, Tensor) or target.is_floating_point():
+            return None
+        if target.dim() > 1 and not self._reads_tensor:  # a user's function takes whole samples
+            return None
+        single = target.reshape(-1, *[1] * (target.dim() - 1))
+        return Tensor.view(self.weights(single), len(target), -1)
+
     def check_target(self, output: Any, target: Any) -> None:
         """Raise ValueError for targets that do not fit, before broadcasting hides it.
 
