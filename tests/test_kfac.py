@@ -243,7 +243,9 @@ def test_its_algebra_is_that_of_the_matrix(device):
         flat.solve(v)
     with pytest.raises(ValueError, match=r"^damping: got -1e-09 "):
         found.solve(v, damping=-1e-9)
-    for wrong in (v[:-1], v[..., None]):
+    with pytest.raises(ValueError, match=r"^damping: got '1', needs a finite number"):
+        found.solve(v, damping="1")
+    for wrong in (v[:-1], v[..., None], v[:, :0]):
         with pytest.raises(ValueError, match=r"^V: got shape .*, needs \(31,\) or \(31, b\)"):
             found.solve(wrong)
 

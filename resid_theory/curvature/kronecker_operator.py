@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_tensor, check_finite, check_positive
 from resid_theory.curvature.parameter_selection import select_parameters
 from resid_theory.eigen.diagonal import Diagonal
 from resid_theory.eigen.linear_operator import LinearOperator, WrappedOperator
-from resid_theory.eigen.solve import Solution
+from resid_theory.eigen.solve import Solution, check_system
 from resid_theory.eigen.spectrum import Spectrum
 
 
@@ -146,11 +145,7 @@ class KroneckerOperator(LinearOperator):
         max_products: int = 1000,
     ) -> Solution:
         """Solve (A + damping I) x = v by the factors' eigenvectors; arguments of any operator."""
-        given = check_finite("V", as_tensor("V", vectors)).detach().to(self.device, torch.float64)
-        size = self.shape[0]
-        if given.dim() not in (1, 2) or len(given) != size:
-            raise ValueError(f"V: got shape {tuple(given.shape)}, needs ({size},) or ({size}, b)")
-        check_positive("tolerance", tolerance)
+        given, size = check_system(self, vectors, damping, tolerance), self.shape[0]
         spectrum = self.eigenvalues
         lowest = spectrum.smallest + damping
         if not damping >= 0 or lowest <= spectrum.zero_threshold:

@@ -56,6 +56,18 @@ class Solution(Result):
         )
 
 
+def check_system(A: Any, vectors: Any, damping: Any, tolerance: Any) -> Tensor:
+    """The right sides of systems, (P,) or (P, b), float64; refuse what cannot be solved for."""
+    size = A.shape[0]
+    given = check_finite("V", as_tensor("V", vectors)).detach().to(A.device, torch.float64)
+    if given.dim() not in (1, 2) or len(given) != size or not given.numel():
+        raise ValueError(f"V: got shape {tuple(given.shape)}, needs ({size},) or ({size}, b)")
+    if not isinstance(damping, Real) or not math.isfinite(damping):
+        raise ValueError(f"damping: got {damping!r}, needs a finite number")
+    check_positive("tolerance", tolerance)
+    return given
+
+
 def solve(
     A: MatrixProducts,
     vectors: Any,
@@ -68,13 +80,8 @@ def solve(
     from scipy.sparse import linalg  # a third of a second of import
 
     size = check_square(A)
-    given = check_finite("V", as_tensor("V", vectors)).detach().to(A.device, torch.float64)
-    if given.dim() not in (1, 2) or len(given) != size or not given.numel():
-        raise ValueError(f"V: got shape {tuple(given.shape)}, needs ({size},) or ({size}, b)")
-    check_positive("tolerance", tolerance)
+    given = check_system(A, vectors, damping, tolerance)
     limit = check_int("max_products", max_products)
-    if not isinstance(damping, Real) or not math.isfinite(damping):
-        raise ValueError(f"damping: got {damping!r}, needs a finite number")
     lowest, spent = A.lowest + damping, 0
 
     def product(x: np.ndarray) -> np.ndarray:
