@@ -622,7 +622,7 @@ REFUSED = {
     "bare pair": ({"loss": MARKED}, r"^data: got a bare pair, needs a list of batches"),
     "no mark": (
         {"loss": lambda net, batch: F.cross_entropy(net(batch[0]), batch[1])},
-        r"^loss: .* fails on .*; a loss of \(net, batch\) is marked by rt.Loss",
+        r"^loss: .* does not take .*; a loss of \(net, batch\) is marked by rt.Loss",
     ),
     "decay": ({"weight_decay": -1.0}, "^weight_decay: got -1.0, needs"),
     "weights": (

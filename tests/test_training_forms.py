@@ -641,3 +641,14 @@ def test_a_parameter_without_numbers_changes_nothing(tmp_path):
     assert all(torch.equal(p, net.get_parameter(n)) for n, p in plain.named_parameters())
     again = rt.training.resume(tmp_path / "run", (X, LABELS), net=net)
     assert again.first_losses.equal(run.first_losses)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_lack_of_memory_in_a_loss_is_not_blamed_on_it(later):
+    def greedy(output, target):
+        if later and len(output) < 20:  # all targets are tried later
+            return (output - target).square().mean()
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(nn.Linear(5, 3).double(), (X, VALUES), RECIPE.change(loss=greedy))

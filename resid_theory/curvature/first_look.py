@@ -16,7 +16,13 @@ from resid_theory.curvature.forward_checks import (
     unwritten_statistics,
 )
 from resid_theory.data import Batch
-from resid_theory.data.sample_look import EXAMPLES, check_numbers, coupling, examples
+from resid_theory.data.sample_look import (
+    EXAMPLES,
+    check_numbers,
+    coupling,
+    examples,
+    naming_loss,
+)
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -26,7 +32,6 @@ from resid_theory.losses import (
     check_scalar,
 )
 from resid_theory.nested import map_tensors, tensors_of
-from resid_theory.runtime.resources import is_out_of_memory
 
 
 @dataclass(kw_only=True, eq=False)
@@ -147,12 +152,5 @@ def check_batches(risk: Any, batches: Iterable[Batch]) -> None:
 
 def loss_value(loss: Loss, output: Any, target: Any) -> Tensor:
     """The loss of some samples; its errors name it."""
-    try:
+    with naming_loss(loss, '; a loss of (net, batch) is marked by rt.Loss(loss, of="batch")'):
         return loss(output, target)
-    except (RuntimeError, IndexError, TypeError, ValueError, KeyError, AttributeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f"loss: {loss.name!r} fails on the net's output, {type(output).__name__}, and targets: "
-            f'{error}; a loss of (net, batch) is marked by rt.Loss(loss, of="batch")'
-        ) from error

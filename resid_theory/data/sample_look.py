@@ -1,13 +1,15 @@
 """The samples of a net's outputs: along which axes they are, and whether they know each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from resid_theory.data.batch import Batch
-from resid_theory.losses import SampleAxes
+from resid_theory.losses import Loss, NoWeighting, SampleAxes
 from resid_theory.nested import moved, tensors_of
+from resid_theory.runtime.resources import is_out_of_memory
 
 EXAMPLES = 16  # samples on which net and loss are tried, and how the loss averages is learnt
 
@@ -51,3 +53,16 @@ def check_numbers(output: Any) -> Tensor:
         f"net: gives {type(output).__name__} {shapes or 'without floating-point tensors'}, "
         "needs at least one floating-point number"
     )
+
+
+@contextmanager
+def naming_loss(loss: Loss, advice: str = "") -> Iterator[None]:
+    """Make errors of a loss a ValueError that names it."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if is_out_of_memory(error) or isinstance(error, NoWeighting):
+            raise
+        raise ValueError(
+            f"loss: {loss.name} does not take the net's outputs and these targets: {error}{advice}"
+        ) from error

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.data import Batch, Data, Images
-from resid_theory.data.sample_look import EXAMPLES, check_numbers, examples as few_and_more
+from resid_theory.data.sample_look import (
+    EXAMPLES,
+    check_numbers,
+    examples as few_and_more,
+    naming_loss,
+)
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -19,6 +24,7 @@ from resid_theory.losses import (
 from resid_theory.losses.formulas import IGNORED, names_class
 from resid_theory.nested import map_tensors, rows_of, tensors_of
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.resources import is_out_of_memory
 from resid_theory.training.checkpoint import digest
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.step import DTYPES, StepBatch
@@ -204,19 +210,18 @@ def _weighting(
     loss: Loss, axes: SampleAxes | None, output: Any, target: Any, size: int
 ) -> Weighting | None:
     """Learn on a few samples how the loss averages; None if it compares samples."""
+    with naming_loss(loss):
+        value = loss(output, target)
+    check_scalar(value)
+    if loss.is_known:
+        return KnownWeighting(loss)
+    weighting = Weighting(loss, axes)
     try:
-        check_scalar(loss(output, target))
-        if loss.is_known:
-            return KnownWeighting(loss)
-        weighting = Weighting(loss, axes)
-        weighting.learn(output, target, size)
-        return None if weighting.once else weighting
+        with naming_loss(loss):
+            weighting.learn(output, target, size)
     except NoWeighting:
         return None
-    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"loss: {loss.name} does not take the net's outputs and these targets: {error}"
-        ) from error
+    return None if weighting.once else weighting
 
 
 @torch.no_grad()
@@ -232,6 +237,8 @@ def _check_all(loss: Loss, axes: SampleAxes, output: Any, targets: Any, size: in
         try:
             here(_widened(axes, output, count), some)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(f"data y: the loss {loss.name} does not take it: {error}") from error
 
 

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_int
 from resid_theory.data import Batch, Data
-from resid_theory.data.sample_look import EXAMPLES, check_numbers, coupling, examples
+from resid_theory.data.sample_look import (
+    EXAMPLES,
+    check_numbers,
+    coupling,
+    examples,
+    naming_loss,
+)
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -24,7 +30,6 @@ from resid_theory.losses.formulas import IGNORED, class_axis, names_class
 from resid_theory.nested import map_tensors
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
-from resid_theory.runtime.resources import is_out_of_memory
 from resid_theory.runtime.result import Columns, Result
 
 _ALIKE = "in errors each label counts once: weights of samples are in the loss alone"
@@ -234,17 +239,11 @@ class _Totals:
 def _value(loss: Loss, output: Any, target: Any) -> float:
     """The loss in float64, or as it is if a function does not take that."""
     wide = map_tensors(output, lambda t: t.double() if t.is_floating_point() else t)
-    try:
+    with naming_loss(loss):
         try:
             value = loss(wide, target)
         except RuntimeError:
             value = loss(output, target)
-    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f"loss: {loss.name} does not take the net's outputs and these targets: {error}"
-        ) from error
     return float(check_scalar(value, gradient=False).detach())
 
 
