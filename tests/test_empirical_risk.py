@@ -480,6 +480,9 @@ def test_what_few_samples_do_not_show_is_no_part_of_a_mean(kind):
     made = rt.curvature_operator(net, loss, (x, y))
     assert relative_error(made.dense(), exact) <= HESSIAN
     assert rt.evaluate(net, (x, y), loss=loss).loss == pytest.approx(value.item(), rel=1e-13)
+    if kind == "net":  # of which chunks of 10 do not show it, either
+        with pytest.raises(ValueError, match="^net: its samples know each"):
+            rt.curvature_operator(net, loss, (x, y), chunk=10)
     parts = [(x[:30], y[:30]), (x[30:], y[30:])]
     for call in (rt.hessian, rt.curvature_operator, rt.evaluate):
         with pytest.raises(ValueError, match=f"^{kind}: (its samples know each|needs a mean)"):

@@ -91,6 +91,9 @@ class BatchSum:
                     self._weighed = batch  # the first one that counts
                 self.samples += batch.size
                 self._check_chunk(batch.size)
+                splits = self._chunk_size(batch.size) < batch.size
+                if splits and self.sample_bytes * batch.size <= self._free:  # without a graph, less
+                    risk.check_alone(batch)
                 keeping = keeping and self._fits(self.samples)
                 start = self._retain(batch, bar) if keeping else 0
                 keeping = start == batch.size

@@ -339,11 +339,8 @@ class EmpiricalRisk:
                 output, target = self.run(part), part.target
                 if self._checks:
                     check_target(self.loss, output, part)
-                    if ends and self.splits and part.size > 2:  # experts of limited capacity
-                        with torch.no_grad():
-                            alone = self.run(part.ends())
-                        if reason := coupling(self.found.axes, alone, output):
-                            raise Coupled(reason)
+                    if ends and self.splits and part.size > 2:
+                        self.check_alone(part, output)
                 loss, weight, shares = self.weigh(part, output)
             graph = self._graph(
                 output, target, loss, self.parameters, seed=self.seed, draws=self.draws,
@@ -357,6 +354,13 @@ class EmpiricalRisk:
             reached = zip(self.names, graph.reached, strict=False)  # of the loss itself nothing
             self._reached.update(name for name, gradient in reached if gradient)
         return graph
+
+    @torch.no_grad()
+    def check_alone(self, part: Batch, output: Any = None) -> None:
+        """Refuse samples that others do not leave alone: experts of limited capacity."""
+        output = self.run(part) if output is None else output
+        if reason := coupling(self.found.axes, self.run(part.ends()), output):
+            raise Coupled(reason)
 
     def of_batch(self, net: nn.Module, batch: Any, read: Callable[..., Any] | None = None) -> Any:
         """The loss of (net, batch), or what is read of them; its errors name it."""
