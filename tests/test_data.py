@@ -86,6 +86,7 @@ def test_projections_agree_with_a_singular_value_decomposition():
     u, s, vt = np.linalg.svd(pixels - pixels.mean(0), full_matrices=False)
     signs = np.sign(vt[np.arange(10), np.abs(vt[:10]).argmax(1)])
     x, whitening = whiten(torch.from_numpy(pixels), 10)
+    assert len(repr(whitening)) < 100
     # Rotations inside near-degenerate pairs: round-off over the smallest relative gap.
     gap = float((-whitening.eigenvalues[:11].diff() / whitening.eigenvalues[0]).min())
     tolerance = round_off(whitening) / gap

@@ -380,8 +380,13 @@ def test_callbacks_see_nets_that_are_up_to_date_and_leave_no_trace():
 
 @pytest.mark.parametrize(
     "change",
-    [lambda net: net.__setitem__(1, nn.Tanh()), lambda net: setattr(net[0], "stride", (2, 2))],
-    ids=["layer", "stride"],
+    [
+        lambda net: net.__setitem__(1, nn.Tanh()),
+        lambda net: setattr(net[0], "stride", (2, 2)),
+        lambda net: net[1].register_forward_hook(lambda *call: call[2].tanh()),
+        lambda net: setattr(net[1], "forward", torch.tanh),
+    ],
+    ids=["layer", "stride", "hook", "forward"],
 )
 def test_a_callback_leaves_the_layers_as_they_are(change):
     with pytest.raises(ValueError, match="^callbacks: <function .* changed the net"):

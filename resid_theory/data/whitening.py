@@ -90,6 +90,11 @@ class Whitening:
     eigenvalues: Tensor
     rank: int
 
+    def __repr__(self) -> str:
+        """The numbers of features and of components, and the rank."""
+        features, kept = self.directions.shape
+        return f"Whitening({features} features to {kept} components, rank {self.rank})"
+
     def apply(self, x: Tensor) -> Tensor:
         """Whiten samples with the stored mean and directions, for example a test set.
 

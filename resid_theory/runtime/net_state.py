@@ -11,6 +11,7 @@ from torch import Tensor, nn
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module: hooks, flags, tables."""
 
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _NUMBERS = (bool, int, float, complex, str)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -75,6 +76,8 @@ class NetState:
             here = dict(table.items())
             if not _identical(here, was):
                 key = next(key for key in was | here if was.get(key) is not here.get(key))
+                if isinstance(key, int):
+                    return f"hooks of {name or 'the net itself'!r}"
                 return f"{f'{name}.{key}'.lstrip('.')!r} is another object"
         for name, tensor in self._tensors.items():
             if (kind := _kind(tensor)) != self._kinds[name]:
@@ -83,6 +86,8 @@ class NetState:
             name = next(name for name, tensor in self._tensors.items() if not self._same([tensor]))
             return f"{name!r} has other values"
         for name, (module, before) in self.attributes.held.items():
+            if vars(module).get("forward") is not before.get("forward"):
+                return f"{f'{name}.forward'.lstrip('.')!r} is another object"
             for key, value in before.items():
                 if (name, key) not in self.attributes.written and _differ(
                     value, vars(module).get(key)
@@ -149,9 +154,10 @@ def copied(net: nn.Module) -> nn.Module:
 
 
 def _tables(net: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The modules' own layers, parameters and buffers, with the modules' names."""
+    """The modules' own layers, parameters, buffers and hooks, with the modules' names."""
     for name, module in net.named_modules():
-        for table in (module._modules, module._parameters, module._buffers):
+        hooks = (vars(module)[key] for key in _HOOKS)
+        for table in (module._modules, module._parameters, module._buffers, *hooks):
             yield name, table
 
 

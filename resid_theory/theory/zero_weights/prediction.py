@@ -30,7 +30,7 @@ _TOLD = (
 class ZeroPoint(Result):
     """The Hessian at zero weights, predicted, and all that follows from it.
 
-    ``print`` shows a report, :func:`resid_theory.plots.zero_point` draws it.
+    ``print`` shows numbers of ``summary()``, :func:`resid_theory.plots.zero_point` draws it.
 
     Attributes:
         wiring: Name of the layout.
