@@ -1561,3 +1561,12 @@ def test_layers_that_no_convolution_is():
     twice = Residual(nn.Linear(3, 4), Apply(lambda t: F.relu(t) + 1), nn.Linear(4, 3))
     x = torch.randn(4, 3)
     assert relative_error(rt.absorb(twice)(x), twice(x)) < SAME
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_absorbed_layers_have_a_bias_where_one_was_trained(bias):
+    layer = nn.Linear(3, 3, bias=bias)
+    for zero in [layer.bias] if bias else []:
+        nn.init.zeros_(zero)
+    net = nn.Sequential(Block(layer), nn.ReLU())
+    assert list(rt.absorb(net).state_dict()) == list(net.state_dict())

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from resid_theory.equivalence.affine_layer import AffineLayer
-from resid_theory.equivalence.block_verdicts import Verdict, judged
+from resid_theory.equivalence.block_verdicts import Verdict, judged, shifts
 from resid_theory.equivalence.conversion import (
     Converter,
     check_no_hooks,
@@ -283,6 +283,9 @@ def torch_layer(graph: NetGraph, layer: AffineLayer, first: fx.Node, last: fx.No
     parts = [graph.layer(node) for node in between if node.op == "call_module"]
     old = [p for part in parts for p in part.parameters()]
     new = layer.module([*old, *graph.floats, torch.ones(())][0])
+    own = any(graph.kinds[node] == "affine" and shifts(graph, node) for node in between)
+    if not (own or layer.bias.is_meta or layer.bias.any()):  # nor was there one to train
+        new.register_parameter("bias", None)
     normed = any(graph.word(node) in ("BatchNorm1d", "batch_norm") for node in between)
     if isinstance(new, nn.Linear) and (
         normed or any(check_two_axes in part._forward_pre_hooks.values() for part in parts)

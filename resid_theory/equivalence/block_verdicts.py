@@ -140,7 +140,7 @@ def carriers(
             raise NotOneLayer("its function differs from channel to channel")
         units.append(unit)
     keeps = positive and all(unit.keeps_positive for unit in units)
-    offset = any(_shifts(graph, node) for node in graph.between(*pieces[0]))
+    offset = any(shifts(graph, node) for node in graph.between(*pieces[0]))
     squares = len(units) == 1 and units[0].squares and offset
     if not keeps and not squares and any(unit.kappa is None for unit in units):
         raise NotOneLayer(
@@ -166,7 +166,7 @@ def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
         # Of all sizes, as a clamp is a line near 0, a threshold far from it.
         t = torch.logspace(-12, 12, 49, dtype=torch.float64, device="cpu")
         t = torch.cat([t, -t])
-        at = float(any(_shifts(graph, node) for node in graph.between(source, gate)))
+        at = float(any(shifts(graph, node) for node in graph.between(source, gate)))
         values = graph.run(product, {gate: torch.full_like(t, at), up: t})
         factor = values[0] / t[0]
         if factor and torch.allclose(values, factor * t, atol=0):
@@ -335,7 +335,7 @@ def _theorem(path: ShortcutPath) -> str | None:
             flat |= {node} if unit.flat else set()
         elif kind == "product":
             flat |= {node} if all(graph.is_above(path.source, part) for part in parts) else set()
-        elif kind == "affine" and _shifts(graph, node) or kind not in ("affine", "same", "sum"):
+        elif kind == "affine" and shifts(graph, node) or kind not in ("affine", "same", "sum"):
             return None
     if all(not _reaches(graph, path.source, other, flat) for other in path.others):
         node = min(flat)
@@ -356,7 +356,7 @@ def _reaches(graph: NetGraph, source: fx.Node, end: fx.Node, blocked: set[fx.Nod
     return False
 
 
-def _shifts(graph: NetGraph, node: fx.Node) -> bool:
+def shifts(graph: NetGraph, node: fx.Node) -> bool:
     """True if an affine operation has, or may be trained to have, an offset."""
     word = graph.word(node)
     if word.startswith(("BatchNorm", "batch_norm")) or word in ("add", "sub", "rsub"):

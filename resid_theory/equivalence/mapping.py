@@ -169,7 +169,8 @@ class _Plain(Converter):
             parts = [block.get_submodule(str(target)) for target in sorted(map(str, read))]
             sources = [p for part in parts for p in part.parameters()]
             made = torch_layer(graph, layer, *piece)
-            weight, bias = (made.get_parameter(word).detach() for word in ("weight", "bias"))
+            weight, bias = made.get_parameter("weight").detach(), bias_of(made)
+            bias = None if bias is None else bias.detach()
             conv = self.rebuilt(made, name, weight, bias, sources)
             new.add_module(f"conv{n}", conv)
             if n < len(pieces):
