@@ -245,6 +245,8 @@ ASKED = [
     ("evaluate --checkpoint {net} {small} --split train --top 2,1 --batch 3 --json",
      {"load_images": {"samples": 6, "size": 8, "progress": False},
       "evaluate": {"top": [2, 1], "batch": 3}}),
+    ("evaluate {own} --json",
+     {"load_images": {**OWN_NET, "split": "test", "progress": False}, "evaluate": {}}),
     ("curvature --checkpoint {net} --data digits",
      {"load_images": {"samples": 500},
       "curvature_operator": {"loss": "cross_entropy"}}),

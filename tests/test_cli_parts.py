@@ -145,12 +145,12 @@ def test_files_are_named_in_a_sentence(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "function"),
     [("curvature", "curvature_operator"), ("cushions", "layer_cushions"),
-     ("cushions --blocks all", "stability.block_cushions")],
+     ("cushions --blocks all", "stability.block_cushions"), ("evaluate", "evaluate")],
 )  # fmt: skip
 @pytest.mark.parametrize("option", ["--model", "--checkpoint"])
 def test_errors_about_the_net_name_its_option(capsys, monkeypatch, words, function, option):
-    monkeypatch.setattr(net_commands, "checkpoint_net", lambda name: torch.nn.Flatten())
-    monkeypatch.setattr(net_commands, "model_net", lambda *given: torch.nn.Flatten())
+    monkeypatch.setattr(sources, "checkpoint_net", lambda name: torch.nn.Flatten())
+    monkeypatch.setattr(sources, "model_net", lambda *given: torch.nn.Flatten())
     room, _, name = function.rpartition(".")
     owner = getattr(rt, room) if room else rt
 

@@ -290,6 +290,9 @@ def test_a_folder_of_images_is_tested_on_another(capsys, tmp_path):
     tests = replace(tests, mean=trained.mean, std=trained.std)
     measured = rt.evaluate(rt.load_checkpoint(tmp_path / "out"), tests)
     assert found["test_loss"] == pytest.approx(measured.loss, rel=1e-12)
+    said = printed(capsys, "evaluate", "--checkpoint", found["checkpoint"], "--size", 8,
+                   "--data", tmp_path / "test")  # fmt: skip
+    assert f"was trained on {tmp_path / 'train'}, not on {tmp_path / 'test'}" in said
     said = printed(capsys, *words[:-1], tmp_path / "untested")
     assert "last epoch, as trained" in said and "test," not in said
     said = error(capsys, *words, "--test", tmp_path / "other")

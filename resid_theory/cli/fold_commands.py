@@ -16,18 +16,28 @@ from resid_theory.cli.output import (
     shows_progress,
     whole_numbers,
 )
-from resid_theory.cli.sources import AUTHORS, Data, Device, Size, checkpoint_net, images
+from resid_theory.cli.sources import (
+    AUTHORS,
+    Channels,
+    Data,
+    Device,
+    Model,
+    Size,
+    StateDict,
+    checkpoint_net,
+    images,
+    named_net,
+    one_net,
+    renamed,
+)
 
-Checkpoint = Annotated[
-    str,
-    typer.Option(
-        help="Name or path of a checkpoint, or a file of the DiracNet authors (.pt7, .pth)."
-    ),
-]
+_CHECKPOINT = typer.Option(
+    help="Name or path of a checkpoint, or a file of the DiracNet authors (.pt7, .pth)."
+)
 
 
 def fold(
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[str, _CHECKPOINT],
     out: Annotated[
         Path, typer.Option(help="Checkpoint to write (.json), or an authors' file (.pt7, .pth).")
     ],
@@ -61,8 +71,10 @@ def fold(
 
 
 def evaluate(
-    checkpoint: Checkpoint,
     data: Data,
+    checkpoint: Annotated[str | None, _CHECKPOINT] = None,
+    model: Model = None,
+    state_dict: StateDict = None,
     split: Annotated[str, typer.Option(help="test or train; of a named set.")] = "test",
     samples: Annotated[
         int | None, typer.Option(help="Images: the first so many; of a folder, drawn.")
@@ -72,6 +84,7 @@ def evaluate(
         int | None,
         typer.Option(help="Of a folder: shorter side before the crop; 8/7 of --size by default."),
     ] = None,
+    channels: Channels = 3,
     constants: Annotated[
         str, typer.Option(help="Normalization of a folder's images: own or imagenet.")
     ] = "own",
@@ -87,17 +100,20 @@ def evaluate(
     import resid_theory as rt
     from resid_theory.runtime.resources import check_device
 
+    flag = one_net(checkpoint, model)
     orders = None if top is None else whole_numbers("top", top, 1)
-    net = checkpoint_net(checkpoint).to(check_device("device", device))
+    place = check_device("device", device)
+    net = named_net(checkpoint, model, 0, state_dict).to(place)
     found = images(
         data, split=split, samples=samples, size=size, shorter=shorter, constants=constants,
-        progress=not as_json,
+        channels=channels, progress=not as_json,
     )  # fmt: skip
     shows = shows_progress(as_json)
-    scores = rt.evaluate(net, found, top=orders, batch=batch, progress=shows)
+    with renamed(net=flag):
+        scores = rt.evaluate(net, found, top=orders, batch=batch, progress=shows)
     errors = {f"top_{k}_error": scores.error(k) for k in scores.wrong}
-    known = _trained_on(checkpoint)
-    content = {"checkpoint": checkpoint, "trained_on": known, "data": data,
+    known = _trained_on(checkpoint) if checkpoint else None
+    content = {"checkpoint": checkpoint, "model": model, "trained_on": known, "data": data,
                "samples": scores.samples}  # fmt: skip
     words = ", ".join(f"top-{k} error {100 * scores.error(k):.2f} %" for k in scores.wrong)
     said = f"{words}, loss {scores.loss:.4f} nats; {scores.samples:,} images, one crop each."

@@ -1,7 +1,7 @@
 """Verbs that measure trained nets and a user's own models: ``curvature`` and ``cushions``."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,15 @@ import typer
 
 from resid_theory.cli.output import Files, Json, Out, Overwrite, finish, say, shows_progress
 from resid_theory.cli.sources import (
+    Channels,
     Data,
     Device,
+    Model,
     Size,
-    checkpoint_net,
+    StateDict,
     images,
-    model_net,
+    named_net,
+    one_net,
     renamed,
     run_once,
 )
@@ -31,20 +34,6 @@ if TYPE_CHECKING:
     from resid_theory.eigen import SpectrumReport
     from resid_theory.stability.sample_statistics import Summaries
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODULE:CALLABLE",
-        help="Your own net: imports MODULE from the current directory and calls CALLABLE(), which "
-        "returns a torch.nn.Module. This runs the code of that file.",
-    ),
-]
-StateDict = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Weights of --model: a state dict by torch.save, or safetensors."
-    ),
-]
 Split = Annotated[str, typer.Option(help="train or test; of a named set.")]
 Samples = Annotated[
     int | None,
@@ -53,7 +42,6 @@ Samples = Annotated[
         "a smaller set."
     ),
 ]
-Channels = Annotated[int, typer.Option(help="Channels of a named set; grey images are repeated.")]
 Seed = Annotated[
     int, typer.Option(min=0, help="Of everything drawn: probes, images, weights of --model.")
 ]
@@ -107,7 +95,7 @@ def curvature(
     import resid_theory as rt
 
     files = Files.of("curvature", out, plot, overwrite=overwrite)
-    flag = _one_net(checkpoint, model)
+    flag = one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed, state_dict)
     given = with_defaults(options, rt.spectrum, rt.curvature_operator)
     of_operator = inspect.signature(rt.curvature_operator).parameters
@@ -257,7 +245,7 @@ def cushions(
     files = Files.of("cushions", out, plot, overwrite=overwrite)
     if layers is not None and blocks is not None:
         raise ValueError("--layers: got it together with --blocks, needs one of them")
-    flag = _one_net(checkpoint, model)
+    flag = one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed, state_dict)
     measure: Any = rt.layer_cushions if blocks is None else rt.stability.block_cushions
     given = _settings_of(measure, options, "layers" if blocks is None else "blocks")
@@ -337,12 +325,7 @@ class _Source:
         from resid_theory.runtime.resources import check_device
 
         device = check_device("device", self.device)
-        if model:
-            net = model_net(model, self.seed, self.state_dict)
-        elif self.state_dict:
-            raise ValueError("--state-dict: got weights without --model, which they belong to")
-        else:
-            net = checkpoint_net(str(checkpoint))
+        net = named_net(checkpoint, model, self.seed, self.state_dict)
         read = partial(
             images, self.data, split=self.split, size=self.size, channels=self.channels,
             seed=self.seed, progress=not as_json,
@@ -355,11 +338,3 @@ class _Source:
             found = read()  # a smaller set, or the same error
         run_once(net.to(device), found)
         return net, found.to(device)
-
-
-def _one_net(checkpoint: Sequence[str] | str | None, model: str | None) -> str:
-    """The option that names the net."""
-    if bool(checkpoint) == bool(model):
-        given = "both" if model else "neither"
-        raise ValueError(f"--checkpoint, --model: got {given}, needs one of them")
-    return "--model" if model else "--checkpoint"

@@ -3,7 +3,7 @@
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,21 @@ Data = Annotated[
 Size = Annotated[
     int | None, typer.Option(help="Side of the images; by default 32, of a folder 224.")
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:CALLABLE",
+        help="Your own net: imports MODULE from the current directory and calls CALLABLE(), which "
+        "returns a torch.nn.Module. This runs the code of that file.",
+    ),
+]
+StateDict = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Weights of --model: a state dict by torch.save, or safetensors."
+    ),
+]
+Channels = Annotated[int, typer.Option(help="Channels of a named set; grey images are repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 AUTHORS = (".pt", ".pt7", ".pth")
@@ -82,6 +97,25 @@ def model_net(model: str, seed: int, weights: Path | None = None) -> "nn.Module"
         return net
     with renamed(name="--state-dict", **{str(weights): f"--state-dict: {weights}"}):
         return rt.load_checkpoint(weights, net=net)
+
+
+def one_net(checkpoint: Sequence[str] | str | None, model: str | None) -> str:
+    """The option that names the net."""
+    if bool(checkpoint) == bool(model):
+        given = "both" if model else "neither"
+        raise ValueError(f"--checkpoint, --model: got {given}, needs one of them")
+    return "--model" if model else "--checkpoint"
+
+
+def named_net(
+    checkpoint: str | None, model: str | None, seed: int, weights: Path | None
+) -> "nn.Module":
+    """The net of a checkpoint or of a user's own code."""
+    if model:
+        return model_net(model, seed, weights)
+    if weights:
+        raise ValueError("--state-dict: got weights without --model, which they belong to")
+    return checkpoint_net(str(checkpoint))
 
 
 def search_here() -> str:

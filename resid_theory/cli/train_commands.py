@@ -68,6 +68,7 @@ def train(
     """
     import resid_theory as rt
     from resid_theory._check import check_choice
+    from resid_theory.runtime import store
     from resid_theory.training.presets import KINDS, net_of
 
     given = {name: value for name, value in options.items() if value is not None}
@@ -97,6 +98,9 @@ def train(
         )
     if _RANK > 0:
         return
+    saved = place / "net.json"
+    about = store.read_checkpoint(saved)[1]["about"]
+    rt.save_checkpoint(saved, run.net, about={**about, "data": data})
     content = _content(run, data, len(found), None if tests is None else len(tests))
     finish(content, as_json, lambda: _table(content))
 
