@@ -319,7 +319,7 @@ SLIPS = {
         lambda: rt.sweep.grid_of({"task": "hessian", "seed": [0, 1, 0]}),
         r"^seed: got \[0, 1, 0\], needs every value once",
     ),
-    "no result to draw": (lambda: rt.plots.spectrum(MATRIX), "^measured: got a Tensor, needs a"),
+    "no result to draw": (lambda: rt.plots.spectrum(MATRIX), "^measured: got Tensor, needs Sp"),
 }  # fmt: skip
 
 

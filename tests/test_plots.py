@@ -566,7 +566,7 @@ def test_pattern_of_a_large_matrix_keeps_single_entries(ax):
 def test_what_is_no_matrix_or_kernel_is_refused(draw, given, message, ax):
     with pytest.raises(ValueError, match=message):
         draw(given, ax=ax)
-    with pytest.raises(ValueError, match=r"; rt\.plots\.curve draws a Flows$"):
+    with pytest.raises(ValueError, match=r"; rt\.plots\.curve draws Flows$"):
         plots.spectrum(stub("Flows"), ax=ax)
 
 

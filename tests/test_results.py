@@ -546,7 +546,7 @@ def test_plots_take_what_they_draw_and_name_it_otherwise(kind, empty):
             assert all(ax.get_xlabel() and ax.get_ylabel() for ax in panels)
         else:
             taken = [other for other, names in PICTURES.items() if name in names]
-            with pytest.raises(ValueError, match=f"got a {kind}, needs a ") as caught:
+            with pytest.raises(ValueError, match=f"got {kind}, needs ") as caught:
                 draw(name, found, empty)
             words, others = str(caught.value), PICTURES.get(kind, ())
             assert all(other in words for other in (*taken, *others))

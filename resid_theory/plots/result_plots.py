@@ -51,8 +51,8 @@ def refuse(argument: str, given: Any, *kinds: str) -> NoReturn:
     """Raise a ValueError that names the results that are taken, and what draws the given one."""
     kind = type(given).__name__
     others = " or ".join(f"rt.plots.{name}" for name in PICTURES.get(kind, ()))
-    hint = f"; {others} draws a {kind}" if others else ""
-    raise ValueError(f"{argument}: got a {kind}, needs a {' or '.join(kinds)}{hint}")
+    hint = f"; {others} draws {kind}" if others else ""
+    raise ValueError(f"{argument}: got {kind}, needs {' or '.join(kinds)}{hint}")
 
 
 def curve(found: Result, column: str | None = None, *, ax: Axes | None = None) -> Axes:
