@@ -217,7 +217,7 @@ def test_refusals(generator):
         plots.spectral_density(report)
     with pytest.raises(ValueError, match="^measured: this report lists no eigenvalues"):
         plots.spectrum(report)
-    with pytest.raises(ValueError, match="estimate: got a Estimate"):
+    with pytest.raises(ValueError, match="estimate: got Estimate, needs S"):
         plots.spectral_density(report.trace)
     with pytest.raises(ValueError, match="scale: unknown name"):
         plots.spectral_density(report, scale="log")
