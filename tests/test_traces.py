@@ -148,3 +148,6 @@ def test_bars_do_not_depend_on_a_multiple_of_the_identity(seed, generator):
     for found, count in ((rt.trace(shifted, budget=20, generator=seed), 20), (report.trace, 10)):
         assert 0.5 < found.standard_error / (spread / count**0.5) < 1.5
         assert abs(found.value - exact) <= 5 * found.standard_error
+    norm = report.frobenius_norm  # nearly the trace over the root of P
+    assert 0.5 < norm.standard_error / (spread / 10**0.5 / 100**0.5) < 1.5
+    assert abs(norm.value - float(shifted.norm())) <= 5 * norm.standard_error

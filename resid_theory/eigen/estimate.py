@@ -208,6 +208,22 @@ def squares_mean(squares: Cumulants, *, count: float, scale: float, offset: floa
     return Estimate(value=offset + mean, standard_error=error, low=low, high=high)
 
 
+def about_mean(total: Estimate, spread: Estimate, *, form: float, dimension: int) -> Estimate:
+    """|A|² = N m² + |A - m I|² for m = tr A / N = f, from estimates of N m and of the last term."""
+    error, below, above = (
+        2 * abs(form) * part
+        for part in (total.standard_error, total.value - total.low, total.high - total.value)
+    )
+    # Errors of both may go together: they add up.
+    side = max(below, above)
+    return Estimate(
+        value=spread.value + dimension * form**2,
+        standard_error=spread.standard_error + error,
+        low=spread.low + dimension * form**2 - side,
+        high=spread.high + dimension * form**2 + side,
+    )
+
+
 def root(square: Estimate) -> Estimate:
     """Square root of an estimate that cannot be negative; the standard error to first order."""
     value = math.sqrt(max(0.0, square.value))

@@ -11,7 +11,14 @@ from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import Eigenpairs
-from resid_theory.eigen.estimate import Cumulants, Estimate, root, sphere_mean, squares_mean
+from resid_theory.eigen.estimate import (
+    Cumulants,
+    Estimate,
+    about_mean,
+    root,
+    sphere_mean,
+    squares_mean,
+)
 from resid_theory.eigen.gauss_rules import RESOLVED
 from resid_theory.eigen.implicit_deflation import ProbeMeasure, without_resolved
 from resid_theory.eigen.krylov import Krylov, Locked, check_symmetric
@@ -204,9 +211,10 @@ def _totals(
             for power in (4, 6)
         )
         cumulants = Cumulants.of(mean, (fourth - 1) / rest, sixth / rest**2)
+    apart = (forms - form) ** 2 + beside
     total = sphere_mean(
         form.item(),
-        ((forms - form) ** 2 + beside).mean().item(),
+        apart.mean().item(),
         cumulants,
         count=count,
         dimension=rest,
@@ -214,7 +222,12 @@ def _totals(
     )
     # Twice: in the columns of the known vectors and in their rows.
     inside = known.square().sum().item() + 2 * residuals.square().sum().item()
-    norm = root(squares_mean(cumulants, count=count, scale=rest, offset=inside))
+    flat = bool(form**2 > apart.mean())  # nearly equal eigenvalues, of which |A z|² hardly varies
+    around = Cumulants.of_samples(apart) if flat else cumulants
+    square = squares_mean(around, count=count, scale=rest, offset=inside)
+    if flat:
+        square = about_mean(total, square, form=form.item(), dimension=rest)
+    norm = root(square)
     error, unit = operator.error, operator.unit
     return (
         total.widened(slip + error.trace).scaled(unit),
