@@ -120,18 +120,6 @@ def test_the_operator_norm_needs_no_matrix(make, shape):
     assert abs(1e200 * tiny - norm) < EXACT * norm
 
 
-def test_bias_is_left_out_unless_asked_for():
-    layer = nn.Linear(4, 3)
-    x = noise(5, 4)
-    size = layer.weight.norm() * x.norm(dim=1)
-    without, with_bias = (
-        rt.layer_cushions(nn.Sequential(layer), x, include_bias=given).values[0]
-        for given in (False, True)
-    )
-    assert relative_error(without, ((x @ layer.weight.T).norm(dim=1) / size).detach()) < EXACT
-    assert relative_error(with_bias, (layer(x).norm(dim=1) / size).detach()) < EXACT
-
-
 @pytest.mark.parametrize("make, shape", LAYERS.values(), ids=LAYERS)
 def test_a_bias_that_hides_the_output_costs_no_digits(make, shape):
     layer = make()
@@ -792,19 +780,6 @@ def test_a_layer_called_for_some_batches_only_is_listed():
 
 
 # -- data, devices, policies -----------------------------------------------------------------------
-
-
-def test_data_in_any_form_and_batches_of_any_size(device):
-    net = rt.simplified_net(8).to(device)
-    x, y = noise(7, 3, 16, 16), torch.zeros(7)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=3)
-    expected = rt.layer_cushions(net, x).values
-    assert expected.shape == (8, 7)
-    images = rt.load_images("digits", samples=5, size=16)
-    pixels = rt.layer_cushions(net, images.inputs(images.pixels, torch.float64)).values
-    lists = [(x, y), x.numpy(), loader, iter(loader), [x[:2], x[2:4], x[4:]]]
-    for data, exact in [*((data, expected) for data in lists), (images, pixels)]:
-        assert relative_error(rt.layer_cushions(net, data, batch=2).values, exact) < EXACT
 
 
 def test_data_are_not_overwritten_by_a_net_that_starts_in_place():

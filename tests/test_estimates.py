@@ -472,16 +472,6 @@ def test_quadrature_is_textbook_lanczos(generator):
     assert relative_error(found.weights[0], weights) < 1e-10
 
 
-def test_quadrature_reproduces_moments(generator):
-    """Gauss: with m nodes, every polynomial up to degree 2 m - 1 is integrated exactly."""
-    matrix = rotated(LEVELS / 9, generator)
-    found, start = rt.spectral_density(matrix, probes=1, steps=6, generator=7), probe()
-    for degree in range(12):
-        moment = (start @ torch.linalg.matrix_power(matrix, degree) @ start).item()
-        quadrature = (found.weights[0] * found.nodes[0] ** degree).sum().item()
-        assert quadrature == pytest.approx(moment, rel=1e-11, abs=1e-13)
-
-
 @pytest.mark.parametrize("deflate", [0, 4], ids=["plain", "deflated"])
 def test_full_krylov_spaces_find_every_level(deflate, generator):
     levels = torch.tensor([-3.0, -1.0, 0.0, 2.0, 8.0]).repeat_interleave(
@@ -538,13 +528,6 @@ def test_a_measure_without_an_outlier_has_the_moments_of_the_rest(generator):
             moment = (start @ torch.linalg.matrix_power(matrix, degree) @ start).item()
             quadrature = (found.weights[number] * found.nodes[number] ** degree).sum().item()
             assert quadrature == pytest.approx(moment, abs=1e-9)  # as far as the run resolved it
-
-
-def test_no_ghost_in_a_long_run(generator):
-    levels = torch.cat([0.1 * torch.randn(500, generator=generator), torch.tensor([30.0, 20.0])])
-    found = rt.spectral_density(torch.diag(levels), probes=2, steps=300, generator=generator)
-    assert not (found.nodes > 1).any()
-    assert (found.known > 1).sum() == 2
 
 
 @pytest.mark.parametrize("steps", [12, 36, 96])  # the last ones are all
@@ -608,25 +591,6 @@ def test_coarse_quadrature_widens_the_index(steps, generator):
         size = levels.abs().sort().values[round(0.6 * 599)].item()
         hits.append(found.quantile(0.6, magnitude=True).covers(size))
     assert sum(hits) >= expected(len(hits))[0]
-
-
-def test_smoothed_density_integrates_to_one(generator):
-    found = rt.spectral_density(torch.diag(LEVELS), probes=5, steps=20, generator=generator)
-    curve = found.smoothed(width=0.3)
-    area = torch.trapezoid(curve.values, curve.grid).item()
-    assert area == pytest.approx(1.0, abs=0.01)  # three widths beyond the ends hold 99.7 %
-    assert curve.width == 0.3 and bool((curve.standard_errors >= 0).all())
-
-
-def test_cumulative_share_ends_at_one(generator):
-    pairs = rt.eigenpairs(torch.diag(LEVELS), 2)
-    found = rt.spectral_density(
-        torch.diag(LEVELS), probes=5, steps=20, deflate=pairs, generator=generator
-    )
-    curve = found.cumulative(torch.tensor([-100.0, 8.0, 100.0]))
-    assert curve.values.tolist() == pytest.approx([0.0, 59 / 60, 1.0], abs=1e-12)
-    assert found.quantile(1.0).value == pytest.approx(9.0, abs=1e-3)
-    assert found.known_error == pytest.approx(2 * pairs.residuals.sum().item() / 60)
 
 
 @pytest.mark.parametrize("at_once", [0.1, 2])

@@ -274,15 +274,6 @@ def test_seeds_are_all_the_randomness_there_is():
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
-def test_a_progress_bar_counts_parts(capsys):
-    rt.interlayer_cushions(nn.Sequential(nn.Linear(2, 2)), noise(5, 2), start=0, batch=2)
-    assert capsys.readouterr() == ("", "")
-    rt.interlayer_cushions(
-        nn.Sequential(nn.Linear(2, 2)), noise(5, 2), start=0, batch=2, progress=True
-    )
-    assert "3/3" in capsys.readouterr().err
-
-
 def test_both_errors_of_the_mean_are_told_apart():
     net, x = rt.simplified_net(8), noise(8, 3, 8, 8)
     found = rt.interlayer_cushions(net, x, start=2, stop=6, probes=10)

@@ -397,10 +397,6 @@ def test_json_keeps_letters_as_they_are():
     assert '"λ": 1.5' in Outcome(numbers={"λ": 1.5}, arrays={}).to_json()
 
 
-def test_shares_of_a_density_add_up_to_one():
-    assert made("Density").frame()["share"].sum() == pytest.approx(1, abs=1e-12)
-
-
 def test_long_tables_are_shown_in_summary():
     density, paths, smooth = made("Density"), made("ChannelPaths"), made("Smoothness")
     rows = {line.strip().split("  ")[0]: line for line in repr(density).splitlines()}
@@ -484,15 +480,6 @@ def test_the_room_of_a_result_is_looked_up(monkeypatch):
     monkeypatch.setitem(sys.modules, "resid_theory", Lazy())
     eigen.Spectrum.from_json(text)
     assert rooms == ["eigen"]
-
-
-def test_a_flipped_byte_is_noticed(tmp_path):
-    file = made("Spectrum").save(tmp_path / "found.json")
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(ValueError, match="damaged"):
-        rt.load_result(tmp_path / "found")
 
 
 @pytest.mark.parametrize(
@@ -589,15 +576,6 @@ def test_curves_are_the_columns_of_the_table(kind):
     assert (ax.get_xscale() == "log") == (axis.x == "level")
     if axis.law:
         assert ax.get_legend().get_title().get_text() == "markers measured, lines predicted"
-
-
-@pytest.mark.parametrize("colors", [0, -1], ids=["enough", "too few"])
-def test_curves_have_a_legend_as_long_as_their_colors_differ(colors, monkeypatch):
-    found = made("NoiseCurves")
-    colors += found.frame()["place"].nunique()
-    monkeypatch.setattr(result_plots, "SERIES", result_plots.SERIES[:colors])
-    ax = rt.plots.curve(found, ax=rt.plots.figure().axes[0])
-    assert (ax.get_legend() is None) == (colors < found.frame()["place"].nunique())
 
 
 def test_epochs_are_marked_by_whole_numbers():

@@ -674,14 +674,6 @@ def test_a_full_disk_leaves_the_checkpoint_and_says_so(tmp_path, monkeypatch):
     assert difference(straight, rt.load_checkpoint(tmp_path, net=conv_net(1))) == 0
 
 
-def test_metrics_that_cannot_be_written_say_what_to_do(tmp_path):
-    folder = training.checkpoint.Folder(tmp_path / "gone")
-    with pytest.raises(
-        OSError, match="metrics.jsonl: not written .*; the previous checkpoint is i"
-    ):
-        folder.append({"step": 3})
-
-
 def test_a_checkpoint_of_something_else_is_not_resumed(finished, tmp_path):
     rt.save_checkpoint(tmp_path / "checkpoint.json", conv_net())
     with pytest.raises(ValueError, match="is not of a training: has no architectures"):

@@ -491,26 +491,6 @@ def test_the_summary_holds_the_numbers_of_the_zero_point(n, loss, generator):
     assert point.escape_steps == pytest.approx(expected)
 
 
-def test_a_deep_net_of_one_layer_answers_by_its_limits(generator):
-    data = samples(generator)
-    point = zero_point(data, blocks=10_000, shortcut_depth=1)
-    assert not point.is_listed
-    found = point.summary()
-    assert found["max_magnitude"] == pytest.approx(1e4 * point.growth_rate)
-    assert point.escape_time == 0.0
-    assert "limits of great depth" in str(point)
-    counted = zero_point(data, blocks=10_000, shortcut_depth=1, exact=True)
-    assert counted.method == "inertia counts" and not counted.is_listed
-
-
-def test_print_shows_the_verdict_and_the_bound(generator):
-    x, labels = whiten(torch.randn(90, 3, generator=generator)), torch.arange(90) % 3
-    text = str(zero_point((x, labels), blocks=4, shortcut_depth=2))
-    assert "strict saddle" in text and "a priori bound" in text
-    softmax = zero_point((x, labels), blocks=4, shortcut_depth=2, loss="cross_entropy")
-    assert "singular because" in str(softmax)
-
-
 @pytest.mark.parametrize(
     ("d", "words"),
     [(12, "12 11 10 9 8 7 6 5 4 3 2 1"), (14, "14 13 12 11 10 9 ... 6 5 4 3 2 1")],
