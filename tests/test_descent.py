@@ -127,16 +127,6 @@ def test_rows_on_a_cpu_have_64_mib_for_what_they_keep(monkeypatch):
     assert seen == [2, 2, 1]
 
 
-def test_both_routes_agree_on_a_linear_net(generator, device):
-    net = rt.ShortcutNet(3, 2, 2)
-    data = problem(3, 40, device, generator)
-    starts = drawn("near_zero", (4,), net, generator, device)
-    given = dict(weights=starts, learning_rate=0.05, epochs=50)
-    closed = rt.gradient_descent(net, "square", data, **given)
-    sampled = rt.gradient_descent(net, lambda out, y: LOSSES["square"](out, y), data, **given)
-    assert relative_error(sampled.weights, closed.weights) <= AFTER_200_EPOCHS
-
-
 @pytest.mark.parametrize("mid", [None, "tanh"])
 def test_float32_weights_are_computed_with_in_float32(mid, generator):
     net, data = rt.ShortcutNet(3, 2, 2, mid=mid), problem(3, 40, "cpu", generator)
@@ -473,19 +463,3 @@ WRONG = [
 def test_wrong_input_is_named(net, change, message):
     with pytest.raises(ValueError, match=message):
         rt.gradient_descent(net, "square", MOMENTS, **{**GOOD, **change})
-
-
-def test_a_table_counts_rows_through_all_axes_at_each_record():
-    numbers = torch.arange(18.0, dtype=torch.float64).view(3, 2, 3)
-    path = rt.descent.Descent(
-        epochs=torch.tensor([0, 4, 5]), loss=numbers, gradient_norm=numbers + 100,
-        weight_norms=torch.stack([numbers, numbers + 4], -1), diverged_at=torch.full((2, 3), -1),
-        learning_rate=torch.tensor([[1.0, 2, 3], [4, 5, 6]]), weights=torch.zeros(2, 3, 1, 2, 4, 4),
-        kept=torch.tensor([]).long(), kept_weights=torch.zeros(0, 2, 3, 1, 2, 4, 4),
-    )  # fmt: skip
-    table = {name: torch.as_tensor(column).tolist() for name, column in path.table().items()}
-    assert table == {
-        "epoch": [0] * 6 + [4] * 6 + [5] * 6, "row": [*range(6)] * 3,
-        "learning_rate": [*range(1, 7)] * 3, "loss": [*range(18)],
-        "gradient_norm": [*range(100, 118)], "mean_weight_norm": [*range(2, 20)],
-    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Dominant flows of real nets: against single gradients, an explicit recursion, the definition."""
+"""Dominant flows of real nets: against single gradients and the definition."""
 
 import copy
 import math
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from tolerances import round_off
 from torch import nn
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
 from resid_theory.data import Data
@@ -69,17 +68,6 @@ def data(generator, device):
     return x.to(device), torch.tensor([3, 7], device=device)
 
 
-def flow_by_single_gradients(net, x, y, end, top, k, channel):
-    """G[j,k][m] of one sample: g_k times the gradient of one feature in one channel."""
-    features = net[:top](x).detach().requires_grad_()
-    loss = F.cross_entropy(net[top:](features), y)
-    (g,) = torch.autograd.grad(loss, features)
-    below = net[:end](x).detach().requires_grad_()
-    feature = net[end:top](below)[0, k]
-    (slope,) = torch.autograd.grad(feature, below)
-    return g[0, k] * slope[0, channel].flatten()
-
-
 def shares_by_the_definition(flows, channels, mode):
     """f_l of each statistic from all flows of a sample, (K, C, M): loops and the paper's words."""
     features, width = flows.shape[:2]
@@ -133,51 +121,6 @@ def test_shares_are_those_of_single_gradients(name, generator, device, data):
     mass, total = table.abs().sum(2), float(table.abs().sum())
     own = sum(float(mass[k, channel]) for k, channel in enumerate(channels) if channel >= 0)
     assert abs(float(flows.off_path[0, layer]) - (1 - own / total)) < round_off(table.numel())
-
-
-@pytest.mark.parametrize(("k", "channel"), [(0, 0), (63, 0), (17, 1), (40, 8)])
-def test_one_channel_at_a_time_gives_the_same(generator, data, device, k, channel):
-    net = build("residual", generator).eval().to(device)
-    x, y = data
-    paths = subactivation_paths(net)
-    layer = 2
-    exact = flow_by_single_gradients(net, x[:1], y[:1], paths.ends[layer], paths.top, k, channel)
-    ladder = room._ladder(net, Data.of(x, targets=False).whole(), paths)
-    g = room._gradients(net[paths.top :], ladder[-1][1], y, LOSSES["cross_entropy"])
-    flow = dict(room._flows(ladder, g, torch.arange(64)))[layer]
-    scale = float(flow.abs().max())
-    assert_close(flow[k, 0, channel], exact, rtol=0, atol=FLOW * scale)
-
-
-@torch.no_grad()
-def transposed(convolution, flow, below):
-    """The flow in a convolution's input, from that in the ReLU's output behind it."""
-    masked = (flow * (convolution(below) > 0)).flatten(0, 1)
-    stride = convolution.stride[0]
-    spare = below.shape[2] - (masked.shape[2] - 1) * stride - 1
-    back = F.conv_transpose2d(
-        masked, convolution.weight, stride=stride, padding=1, output_padding=spare
-    )
-    return back.view(len(flow), *below.shape)
-
-
-@pytest.mark.parametrize("name", ["plain", "residual", "dominant", "dominant_half"])
-def test_flows_follow_the_recursion(name, generator, data, device):
-    """G of layer l - 1 is the transposed convolution, with tau(K), of the masked G of layer l."""
-    net = build(name, generator).eval().to(device)
-    x, y = data
-    paths = subactivation_paths(net)
-    ladder = room._ladder(net, Data.of(x, targets=False).whole(), paths)
-    g = room._gradients(net[paths.top :], ladder[-1][1], y, LOSSES["cross_entropy"])
-    found = dict(room._flows(ladder, g, torch.arange(64)))
-    convolutions = [m for m in net if isinstance(m, nn.Conv2d)][1:]
-    last = net[:-3](x).detach()
-    flow = torch.diag_embed(g).movedim(1, 0)[..., None, None] / last[0, 0].numel()
-    flow = flow.expand(64, *last.shape)
-    for layer in range(len(convolutions) - 1, -1, -1):
-        flow = transposed(convolutions[layer], flow, ladder[layer][0])
-        scale = float(flow.abs().max())
-        assert_close(found[layer], flow.flatten(3), rtol=0, atol=FLOW * scale)
 
 
 @every_net
@@ -405,39 +348,12 @@ def test_gradients_do_not_depend_on_the_weights_of_a_loss(name, batch, generator
     assert_close(found, exact)
 
 
-FORMS = {
-    "iterator": lambda x, y: iter([(x[:3], y[:3]), (x[3:], y[3:])]),
-    "triples": lambda x, y: DataLoader(TensorDataset(x, y, torch.arange(5)), batch_size=2),
-    "names": lambda x, y: [{"x": x[:1], "y": y[:1]}, {"x": x[1:], "y": y[1:]}],
-    "data set": TensorDataset,
-    "arrays": lambda x, y: (x.numpy(), y.numpy()),
-    "one-hot for the loss": lambda x, y: (x, y),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_data_of_any_form(form, generator):
+def test_targets_of_a_square_loss_are_one_hot(generator):
     net = build("plain", generator).eval()
     x, y = torch.randn(5, 3, 8, 8, generator=generator), torch.tensor([3, 0, 7, 7, 1])
-    features, square = net[:-1](x), form == "one-hot for the loss"
-    output = net[-1](features)
-    exact = ((output if square else output.softmax(1)) - F.one_hot(y, 10)) @ net[-1].weight
-    loss = "square" if square else "cross_entropy"
-    found = rt.dominant_flows(net, FORMS[form](x, y), loss=loss)
-    assert_close(found.gradients, exact.detach())
-    assert_close(feature_gradients(net, FORMS[form](x, y), loss=loss), exact.detach())
-    left_out = ("integers behind (x, y) are left out as indices",)
-    assert found.notes == (left_out if form == "triples" else ())
-
-
-def test_images_are_scaled_like_in_training(generator):
-    net = build("residual", generator)
-    pixels = torch.randint(256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    constants = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2)}
-    images = rt.Images(pixels=pixels, labels=torch.tensor([3, 7]), **constants)
-    x = images.inputs(images.pixels, torch.float64)
-    same = rt.dominant_flows(net, (x, images.labels))
-    assert torch.equal(rt.dominant_flows(net, images).all_shares, same.all_shares)
+    exact = ((net(x) - F.one_hot(y, 10)) @ net[-1].weight).detach()
+    assert_close(rt.dominant_flows(net, (x, y), loss="square").gradients, exact)
+    assert_close(feature_gradients(net, (x, y), loss="square"), exact)
 
 
 @pytest.mark.parametrize("name", ["residual", "full", "dirac"])

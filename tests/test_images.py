@@ -13,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 import resid_theory as rt
-from resid_theory.data import Crops, Data, Images, augment, cifar, datasets, draw_crops, whiten
+from resid_theory.data import Data, Images, augment, cifar, datasets, draw_crops, whiten
 from resid_theory.data.datasets import _fit
 from resid_theory.data.download import search_folders
 
@@ -376,13 +376,6 @@ def test_augmentation_is_pad_cut_and_mirror(generator, device, padding, mode, dt
     assert mine.dtype == dtype
 
 
-def test_the_middle_crop_is_the_image(generator):
-    pixels = torch.randint(256, (5, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    middle = torch.full((5,), 4)
-    crops = Crops(top=middle, left=middle, flip=torch.zeros(5, dtype=torch.bool))
-    assert_close(augment(pixels, crops), pixels)
-
-
 def test_crops_are_uniform_and_every_other_image_is_mirrored(generator):
     count = 81_000
     crops = draw_crops(count, generator=generator)
@@ -392,13 +385,6 @@ def test_crops_are_uniform_and_every_other_image_is_mirrored(generator):
     assert abs(float(crops.flip.double().mean()) - 0.5) < 4 * 0.5 / count**0.5
     together = torch.stack([crops.top.double(), crops.left.double(), crops.flip.double()])
     assert float((torch.corrcoef(together) - torch.eye(3)).abs().max()) < 4 / count**0.5
-
-
-def test_equal_seeds_cut_alike():
-    first, second = (draw_crops(50, generator=torch.Generator().manual_seed(3)) for _ in "ab")
-    other = draw_crops(50, generator=torch.Generator().manual_seed(4))
-    assert torch.equal(first.top, second.top) and torch.equal(first.flip, second.flip)
-    assert not torch.equal(first.top, other.top)
 
 
 @pytest.fixture

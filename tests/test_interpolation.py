@@ -65,16 +65,6 @@ def test_one_unit_moves_one_column(generator, direction, width):
     assert torch.linalg.matrix_rank(w1) == 1 and torch.linalg.matrix_rank(w2) == 1
 
 
-def test_norms_of_lemma_1(generator):
-    """sqrt(2 step) / distance to the nearest column at most, as equation (14) has it."""
-    a, target = sphere(generator, 9, 5), sphere(generator, 1, 5)[0]
-    a[3] = unit(*(a[2] + 0.1 * a[4]))  # the nearest
-    w1, _, _ = rt.theory.move_column(a, 2, target)
-    nearest = min(float((a[2] - a[j]).norm()) for j in range(9) if j != 2)
-    step = float((target - a[2]).norm())
-    assert w1.norm() == pytest.approx(math.sqrt(2 * step) / nearest, rel=1e-12)
-
-
 def nearest_in_hull(points):
     """Point of a convex hull in three dimensions nearest to the origin, by all of its faces."""
     found = []
@@ -263,17 +253,6 @@ def test_columns_that_change_their_length_alone_are_moved(generator, allocation,
     x = torch.eye(4, dtype=torch.float64)[:3] if exact else sphere(generator, 3, 4)
     found = rt.theory.interpolate(x, (1 + 5e-7) * x, units=5, allocation=allocation)
     assert len(found.schedule.moving) == 3 and found.error <= ROUNDED
-
-
-@pytest.mark.parametrize("allocation", ["greedy", "uniform"])
-def test_norms_fall_like_the_root_of_the_units(generator, allocation):
-    x, y = sphere(generator, 8, 5), sphere(generator, 8, 5)
-    scaled = [
-        rt.theory.interpolate(x, y, units=u, allocation=allocation, braces=False).largest_norm
-        * math.sqrt(u)
-        for u in (24 * 8, 96 * 8)
-    ]
-    assert scaled[1] == pytest.approx(scaled[0], rel=0.05)
 
 
 @pytest.mark.parametrize("units", [6, 7, 10])
@@ -501,17 +480,6 @@ def test_equal_inputs_need_equal_targets(generator):
     bound = rt.theory.least_norm(x.clone().requires_grad_(), y, units=30)
     assert rt.theory.least_norm(x[twice], y[twice], units=30) == bound
     assert rt.theory.least_norm(x[twice], sphere(generator, 3, 4), units=30) == math.inf
-
-
-def test_units_change_distances_within_the_lower_bounds_factors(generator):
-    """The inequality behind the bound, for random units."""
-    x, w = sphere(generator, 2, 5), 0.6
-    weights = torch.randn(40, 2, 5, 5, generator=generator, dtype=x.dtype)
-    weights *= w / weights.flatten(2).norm(dim=2)[..., None, None]
-    states = rt.theory.InterpolationNet(weights, 0 * weights[:, 0, 0]).states(x)
-    apart = (states[:, 0] - states[:, 1]).norm(dim=1)
-    ratios = apart[1:] / apart[:-1]
-    assert ratios.min() >= 1 - w * w and ratios.max() <= 1 + w * w
 
 
 # Perturbed and merged targets --------------------------------------------------------------------

@@ -38,32 +38,6 @@ def within(measured, predicted, draws, entries):
 # -- activations -----------------------------------------------------------------------------------
 
 
-def test_noise_through_one_linear_layer_follows_the_cushion(device):
-    """E ||A eta||^2 / ||A x||^2 = eps^2 / (n mu^2) with the operator cushion mu."""
-    net = nn.Sequential(nn.Linear(6, 4, bias=False)).to(device)
-    x = noise(5, 6, device=device)
-    found = stability.activation_noise(net, x, levels=[0.01, 2.0], draws=400, probes=300)
-    cushion = rt.layer_cushions(net, x, norm="operator").values[0]
-    law = torch.tensor([0.01, 2.0])[:, None, None] / (6**0.5 * cushion)
-    assert within(found.measured, law, draws=400, entries=1)
-    assert float((found.predicted / law - 1).abs().max()) < 0.2  # 300 probes
-    assert found.places == ("0",) and found.relative
-
-
-def test_small_noise_follows_the_interlayer_cushion():
-    net, x = conv_net(), noise(4, 2, 5, 5)
-    found = stability.activation_noise(net, x, levels=[1e-6], draws=200, probes=400, batch=3)
-    assert found.places == ("0", "2", "5")
-    for number, stop in enumerate((1, 3, 6)):
-        exact = rt.interlayer_cushions(
-            net, x, start=0, stop=stop, kappa="total", method="exact"
-        ).values
-        law = 1e-6 / exact
-        assert float((found.predicted[:, number] / law - 1).abs().max()) < 0.15  # 400 probes
-        assert within(found.measured[:, number], law, draws=200, entries=2)
-    assert torch.equal(found.at_output[:, 0], found.measured[:, -1])
-
-
 @pytest.mark.parametrize("scale", [2.0**-80, 2.0**80], ids=str)
 def test_tiny_and_huge_single_precision_has_the_same_law(scale):
     net, x = (
@@ -198,36 +172,6 @@ def test_noise_in_weights_follows_the_law(make, shape):
     assert relative_error(found.measured[1], 2 * found.measured[0]) < EXACT
 
 
-def test_the_law_is_the_sum_of_squared_patches():
-    layer, x = nn.Conv2d(2, 3, 3, stride=2, padding=1), noise(2, 2, 5, 5)
-    found = stability.weight_noise(nn.Sequential(layer), x, levels=[0.5], draws=1)
-    patches = nn.functional.unfold(x, 3, stride=2, padding=1)
-    above = 0.5 * (3 * patches.square().sum((1, 2))).sqrt()
-    linear = nn.functional.conv2d(x, layer.weight, None, 2, 1).flatten(1).norm(dim=1)
-    assert relative_error(found.predicted[0, 0], (above / linear).detach()) < EXACT
-
-
-def test_relative_noise_in_a_linear_layer_measures_its_cushion():
-    """s = eps ||W|| / sqrt(n_in n_out) gives eps / (sqrt(n_in) mu)."""
-    layer, x = nn.Linear(7, 4), noise(5, 7)
-    net = nn.Sequential(layer)
-    found = stability.weight_noise(net, x, levels=[0.3], relative=True, draws=1)
-    cushion = rt.layer_cushions(net, x).values
-    assert relative_error(found.predicted[0], 0.3 / (7**0.5 * cushion)) < EXACT
-
-
-def test_error_at_the_output_is_that_of_a_net_with_other_weights():
-    net, x = conv_net(bias=True), noise(4, 2, 5, 5)
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    found = stability.weight_noise(net, x, layers=["2"], levels=[0.1], draws=1, generator=3)
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    clean = net(x).detach()
-    with torch.no_grad():
-        net[2].weight += 0.1 * noise(*net[2].weight.shape, seed=3)
-    error = ((net(x) - clean).norm(dim=1) / clean.norm(dim=1)).detach()
-    assert relative_error(found.at_output[0, 0], error) < 1e-10
-
-
 @torch.no_grad()
 def plain_weight_noise(net, x, levels, draws, seed, relative):
     """Errors of all layers by nets with other weights, and the law by the patches they read."""
@@ -348,15 +292,6 @@ def test_every_layer_of_a_branching_net_is_taken():
 
 
 # -- the bound -------------------------------------------------------------------------------------
-
-
-def test_contraction_is_the_largest_ratio_of_norms():
-    net, x = conv_net(), noise(6, 2, 5, 5)
-    found = stability.activation_contraction(net, x, batch=4)
-    first = net[0](x)
-    expected = (first.flatten(1).norm(dim=1) / first.relu().flatten(1).norm(dim=1)).max()
-    assert found["1"] == pytest.approx(expected.item(), rel=1e-12)
-    assert set(found) == {"1", "3"} and min(found.values()) >= 1
 
 
 class Activations(nn.Module):
@@ -589,8 +524,6 @@ class Late(nn.Module):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: stability.activation_noise(conv_net(), x, start=6), "start: got 6, the last"),
-        (lambda x: stability.activation_noise(conv_net(), x, levels=[0.0]), "levels: got"),
         (lambda x: stability.activation_noise(rt.full_net(8), noise(1, 3, 8, 8)),
          "net: block1 is a Block with layers of its own"),
         (lambda x: stability.activation_noise(nn.Linear(2, 2), x), "net: got Linear, needs"),
@@ -608,11 +541,10 @@ class Late(nn.Module):
             nn.Sequential(Doubled(5, 4), nn.ReLU(), nn.Linear(4, 2)), noise(3, 5), margin=1.0),
          "net: 0 is not one linear map"),
         (lambda x: stability.weight_noise(conv_net(), x, layers=["7"]), "layers: unknown name"),
-        (lambda x: stability.compression_bound(conv_net(), x, margin=0), "margin: got 0"),
         (lambda x: stability.activation_contraction(nn.Linear(2, 2), x), "net: has no activation"),
         (lambda x: stability.interlayer_smoothness(conv_net(), x).rho(1.0), "delta: got 1.0"),
     ],
-    ids=range(14),
+    ids=range(11),
 )  # fmt: skip
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
