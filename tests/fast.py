@@ -8,11 +8,11 @@ from collections import Counter
 
 CASES = 2
 FILES = {
-    "test_benchmarks", "test_bootstrap", "test_claims", "test_cli_train", "test_default_dtype",
-    "test_devices", "test_differential", "test_digest", "test_docs", "test_eigen_dtype",
-    "test_fake_cuda", "test_figures", "test_history", "test_lease", "test_notebooks",
-    "test_parallel", "test_parts", "test_process_group", "test_readme", "test_report",
-    "test_sweep", "test_training_on_cuda", "test_trainings", "test_trials",
+    "test_benchmarks", "test_bootstrap", "test_claims", "test_cli_train", "test_devices",
+    "test_differential", "test_digest", "test_docs", "test_eigen_dtype", "test_fake_cuda",
+    "test_figures", "test_history", "test_lease", "test_notebooks", "test_parallel", "test_parts",
+    "test_process_group", "test_readme", "test_report", "test_sweep", "test_training_on_cuda",
+    "test_trainings", "test_trials",
 }  # fmt: skip
 FOLDERS = {"reliability"}
 TESTS = {

@@ -434,15 +434,6 @@ def test_gradient_mode_of_the_caller_does_not_matter(method, mode, data):
     assert torch.equal(measured, expected)
 
 
-@pytest.mark.parametrize("method", ["closed_form", "layer_pairs", "columns"])
-def test_the_default_dtype_does_not_matter(method, data):
-    net = rt.initialize(rt.ShortcutNet(D, 2, 2), "xavier", generator=torch.Generator())
-    given = data[0], data[0].flip(0)
-    expected = rt.hessian(net, "square", given, method=method)
-    torch.set_default_dtype(torch.float32)
-    assert torch.equal(rt.hessian(net, "square", given, method=method), expected)
-
-
 # what float32 gradients leave of a product of two layers, relative to the largest entry
 @pytest.mark.parametrize(("method", "tolerance"), [("layer_pairs", 1e-12), ("columns", 1e-5)])
 def test_float32_nets(method, tolerance, data):

@@ -238,15 +238,6 @@ def test_the_top_layer_is_all_dominant(route, identity):
         assert bool((shares.diff() < 0).all())
 
 
-@pytest.mark.parametrize("route", ["refined", "approximation"])
-@pytest.mark.parametrize("kind", ["base", "persistent", "plain"])
-def test_the_default_dtype_does_not_matter(route, kind):
-    case = replace(BASE, **CASES[kind])
-    expected = getattr(case, route)()
-    torch.set_default_dtype(torch.float32)
-    assert torch.equal(getattr(case, route)(), expected)
-
-
 def test_plain_formulas_are_the_same_at_any_depth():
     n, p = 5, 0.7
     case = TrivialFlow(channels=n, layers=3, deviation=0.5, open_share=p, identity=False)

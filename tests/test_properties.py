@@ -14,8 +14,10 @@ from torch.nn import functional as F
 import resid_theory as rt
 from resid_theory import stability
 from resid_theory.data import augment, draw_crops
+from resid_theory.data.image_folders import _channel_statistics
 from resid_theory.eigen import Spectrum
 from resid_theory.identity import with_identity
+from resid_theory.stability.norms import row_norms
 
 law = settings(derandomize=True, deadline=None, max_examples=40)
 EXPONENTS = {torch.float64: 290, torch.float32: 30}  # of ten; squares are out of range
@@ -280,8 +282,28 @@ def weighed(loss):
     return found.of_samples(output, labels, 3)
 
 
-# Of what tests/test_default_dtype.py leaves.
+class Routed(nn.Module):
+    """Experts in one tensor take the samples that are routed to them."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.Parameter(POINTS.new_tensor(range(96)).view(2, 3, 16).cos())
+
+    def forward(self, x):
+        x = x.flatten(1)
+        pick, out = (x.sum(1) > 0).long(), x.new_zeros(len(x), 3)
+        for number, expert in enumerate(self.experts):
+            rows = (pick == number).nonzero()[:, 0]
+            out = out.index_add(0, rows, x[rows] @ expert.T)
+        return out
+
+
+# Of what tests/test_devices.py leaves.
 IN_FLOAT64 = {
+    "cushions, experts": lambda: rt.layer_cushions(Routed(), MAPS, batch=3).values.nan_to_num(),
+    "norms of rows": lambda: row_norms(POINTS * POINTS.new_tensor([[1.0], [1e-200], [1e200]])),
+    "colors": lambda: POINTS.new_tensor(_channel_statistics(BYTES)),
+    "digits": lambda: rt.load_whitened("digits", 3, samples=20).x,
     "cushions, operator": lambda: cushions(norm="operator", include_bias=True).values,
     "cushions, statistics": lambda: torch.stack([
         cushions().quantile(0.3), *cushions().quantile_interval(0.3, 0.5).T]),

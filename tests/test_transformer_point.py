@@ -900,18 +900,6 @@ def test_wrong_numbers(make, words):
         make(torch.ones(2, 5, 4))
 
 
-def test_the_default_dtype_does_not_round_slopes_and_means():
-    g, z = torch.randn(2, 1, 4, 3)
-    net, data, found = chain(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)), (z[0], g[0]), []
-    for dtype in (torch.float64, torch.float32):
-        torch.set_default_dtype(dtype)
-        branches = [Branch.mlp(g, z, hidden=5, slope=0.1)]
-        branches.append(Branch.attention(g, z, heads=1, causal=True))
-        found.append(transformer_zero_point(branches).spectrum.eigenvalues)
-        found.append(zero_point_of_net(net, "square", data).spectrum.eigenvalues)
-    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
-
-
 def test_biases_of_all_branches_shift_the_stream_alike():
     g, z = torch.randn(2, 5, 4)
     skew = torch.randn(3, 3)
