@@ -243,10 +243,6 @@ def of_batch(net, batch):
     return nn.functional.cross_entropy(net(batch["x"]), batch["y"])
 
 
-def as_dicts(x, y):
-    return [{"x": x[:7], "y": y[:7]}, {"x": x[7:], "y": y[7:]}]
-
-
 def as_loader(x, y):
     return DataLoader(TensorDataset(x, y), batch_size=7)
 

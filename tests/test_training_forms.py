@@ -272,7 +272,7 @@ def test_parts_in_which_no_label_counts_have_no_loss():
 def test_tokens_are_labels_of_their_own(given):
     """Outputs (m, T, k) with labels (m, T), of which -100 counts for nothing."""
     x, labels = noise(7, 4, 5, seed=4).double(), torch.arange(28).view(7, 4) * 5 % 3
-    loss, counted = F.cross_entropy, torch.ones(7, 4, dtype=torch.bool)
+    counted = torch.ones(7, 4, dtype=torch.bool)
     if given == "cross_entropy":
         labels = torch.where(torch.arange(28).view(7, 4) % 6 == 0, -100, labels)
         counted = labels >= 0
@@ -289,7 +289,6 @@ def test_tokens_are_labels_of_their_own(given):
     for k in (1, 2):
         wrong = (order[..., :k] != labels[..., None]).all(-1) & counted
         assert found.wrong[k] == int(wrong.sum())
-    del loss
     run = fit(net, (x, labels), RECIPE.change(loss=given, batch=7, epochs=1), test=(x, labels))
     assert run.column("loss")[0] == pytest.approx(expected.item(), rel=1e-12)
     assert run.column("test_loss")[0] == pytest.approx(expected.item(), rel=1e-12)

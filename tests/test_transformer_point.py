@@ -932,26 +932,6 @@ def test_biases_of_all_branches_shift_the_stream_alike():
     assert still.index == int((still.spectrum.eigenvalues < 0).sum()) / sum(sizes)
 
 
-@pytest.mark.parametrize("each", [False, True], ids=["all heads alike", "each head"])
-def test_branches_of_unequal_widths_by_their_sums(each):
-    g, z, weights = torch.randn(2, 5, 6), torch.randn(2, 5, 3), torch.rand(4, 5, 5)
-    weights = weights if each else torch.ones(4, 5, 5).tril()
-    weights = weights / weights.sum(-1, keepdim=True)
-    how = {"attended": weights} if each else {"causal": True}
-    found = Branch.attention(g, z, heads=4, kv_heads=2, head_width=7, bias=True, **how)
-    ones = torch.cat([z, torch.ones(2, 5, 1)], -1)
-    heads = torch.einsum("bti,hts,bsj->hij", g, weights, ones)
-    exact = [heads[:2].flatten(0, 1), heads[2:].flatten(0, 1)]  # two share keys and values
-    for B, other in zip(found.correlations, exact, strict=False):
-        torch.testing.assert_close(B, other)
-    assert found.units == ((7, 7) if each else (14,)) and len(found.correlations) == 1 + each
-    assert (found.flat, found.spectrum.size) == ({"query, key": 6 * 7 * 4}, 2 * 7 * (12 + 4))
-    gated = Branch.mlp(g, z, hidden=7, gated=True, bias=True)
-    assert (gated.flat, gated.spectrum) == ({"gate, up, down": 7 * (2 * 4 + 6)}, None)
-    (B,) = Branch.mlp(g, z, hidden=7, slope=0.3, bias=True).correlations
-    torch.testing.assert_close(B, 0.3 * torch.einsum("bti,btj->ij", g, ones))
-
-
 def test_a_flat_point_is_degenerate():
     g = torch.ones(2, 5, 4)
     point = transformer_zero_point([Branch.mlp(g, g, hidden=3, gated=True)])
