@@ -28,7 +28,7 @@ TESTS = {
     "test_every_setting_of_precision_comes_back",
     "test_folded_nets_are_the_authors_function_and_come_back_bit_for_bit",
     "test_nets_are_the_authors_function_and_come_back_bit_for_bit",
-    "test_files_of_the_authors_load_no_compiler",
+    "test_files_of_the_authors_and_losses_of_users_load_no_compiler",
     "test_imagenet_nets_train_on_a_folder_and_are_evaluated",
     "test_inside_a_room_no_imports_go_round",
     "test_interval_of_the_median_difference_covers_it",
