@@ -397,8 +397,10 @@ CLAIMS = [
                 dataset="digits",
                 rates=[-0.75, 0.25, 0.25],
                 near=_BEST_8["digits"],
-                seeds=5,
-                scaled="600 of the 1,797 samples, 600 of 1,000 epochs, 5 of 10 runs",
+                # Seeds 0 to 4 decided nothing and asked for 16: these are others.
+                seed=10,
+                seeds=20,
+                scaled="600 of the 1,797 samples, 600 of 1,000 epochs",
             )
         },
     ),
