@@ -95,6 +95,7 @@ def final_losses(
     seeds: int,
     epochs: int,
     scale: float,
+    seed: int = 0,
     near: Mapping[str, Sequence[float]] | None = None,
     loss: str = "square",
     pre: str | None = None,
@@ -105,12 +106,13 @@ def final_losses(
 ) -> dict[str, np.ndarray]:
     """Compute the final loss of every net, (depths, rates, seeds); inf where a run diverged.
 
+    Seeds count from ``seed`` on.
     ``rates`` are exponents of ten: lowest, highest and step. They are counted from those of
     ``near``, by net and depth, if it is given; then every net has its own rates, (depths, rates).
     """
     low, high, step = rates
     same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
-    same |= dict(step=step, loss=loss, pre=pre, mid=mid, post=post)
+    same |= dict(seed=seed, step=step, loss=loss, pre=pre, mid=mid, post=post)
     start = {name: near[name] if near else [0.0] * len(depths) for name in nets}
     parts = {
         name: [
@@ -175,6 +177,7 @@ def compute_figure_7(
     seeds: int,
     epochs: int,
     scale: float,
+    seed: int = 0,
     near: Mapping[str, Sequence[float]] | None = None,
     loss: str = "square",
     pre: str | None = None,
@@ -192,7 +195,9 @@ def compute_figure_7(
     losses = final_losses(
         compared(**activations),
         **dict(dataset=dataset, samples=samples, depths=depths, rates=rates, seeds=seeds),
-        **dict(epochs=epochs, scale=scale, near=near, loss=loss, device=device, each=each),
+        **dict(
+            epochs=epochs, scale=scale, seed=seed, near=near, loss=loss, device=device, each=each
+        ),
         **activations,
     )
     optimum = least_loss(whitened(dataset, samples), loss, linear=is_linear(**activations))
@@ -353,14 +358,14 @@ CLAIMS = [
         "paper",
         {
             "quick": {**_FIGURE_7, **_QUICK_7},
-            "paper": dict(**_FIGURE_7, dataset="mnist", near=_BEST),
+            "paper": dict(**_FIGURE_7, dataset="mnist", seed=10, near=_BEST),
         },
     ),
     _figure_7(
         "figure_7_digits",
         ", on digits",
         "extension",
-        {"paper": {**_FIGURE_7, "dataset": "digits", "rates": [-3.0, 1.25, 0.25]}},
+        {"paper": {**_FIGURE_7, "dataset": "digits", "seed": 10, "rates": [-3.0, 1.25, 0.25]}},
     ),
     _figure_8(
         "figure_8",
@@ -392,8 +397,10 @@ CLAIMS = [
                 dataset="digits",
                 rates=[-0.75, 0.25, 0.25],
                 near=_BEST_8["digits"],
-                seeds=5,
-                scaled="600 of the 1,797 samples, 600 of 1,000 epochs, 5 of 10 runs",
+                # Seeds 0 to 4 decided nothing and asked for 16: these are others.
+                seed=10,
+                seeds=20,
+                scaled="600 of the 1,797 samples, 600 of 1,000 epochs",
             )
         },
     ),

