@@ -289,20 +289,10 @@ def draw_figure_8(figure: Figure, a: Arrays) -> None:
 _FIGURE_7 = dict(
     samples=None,
     depths=[6, 12, 24, 48, 96],
-    rates=[-0.25, 0.25, 0.0625],
-    seeds=10,
+    rates=[-3.0, 1.25, 0.25],
     epochs=1000,
     scale=0.01,
 )
-# Exponents of the rates with the smallest medians on a grid from 10^-3 to 10^1.25 in steps of
-# 10^0.25, by the earlier record on MNIST. Around them the steps are four times finer.
-_BEST = {
-    "xavier": [-0.75, -1.25, -1.0, -1.0, -1.25],
-    "orthogonal": [-0.5, -0.75, -1.0, -1.25, -1.5],
-    "one_shortcut": [-0.5, -0.5, -0.75, -1.25, -1.5],
-    "two_shortcut": [0.25, 0.5, 0.5, 0.5, 0.75],
-    "three_shortcut": [-0.5, -0.5, -0.5, -0.5, 0.0],
-}
 _QUICK_7 = dict(dataset="digits", depths=[6, 12], rates=[-1.5, 1.0, 0.25], seeds=1, epochs=80)
 _FIGURE_8 = dict(depths=[4, 8, 16, 32], scale=0.01)
 _SHORT_8 = dict(**_FIGURE_8, samples=600, epochs=600)
@@ -358,14 +348,16 @@ CLAIMS = [
         "paper",
         {
             "quick": {**_FIGURE_7, **_QUICK_7},
-            "paper": dict(**_FIGURE_7, dataset="mnist", seed=10, near=_BEST),
+            # One grid for all nets: grids around each net's best would give the order of best rates.
+            "paper": dict(**_FIGURE_7, dataset="mnist", seed=20, seeds=10),
         },
     ),
     _figure_7(
         "figure_7_digits",
         ", on digits",
         "extension",
-        {"paper": {**_FIGURE_7, "dataset": "digits", "seed": 10, "rates": [-3.0, 1.25, 0.25]}},
+        # Ten seeds decided nothing and asked for 28: these are others.
+        {"paper": dict(**_FIGURE_7, dataset="digits", seed=20, seeds=30)},
     ),
     _figure_8(
         "figure_8",
