@@ -348,7 +348,7 @@ CLAIMS = [
         "paper",
         {
             "quick": {**_FIGURE_7, **_QUICK_7},
-            # One grid for all nets: grids around each net's best would give the order of best rates.
+            # One grid for all: grids around each net's best would give the order of best rates.
             "paper": dict(**_FIGURE_7, dataset="mnist", seed=20, seeds=10),
         },
     ),

@@ -110,7 +110,7 @@ def _judge_rate(a: Arrays) -> Criterion:
     return Criterion(
         f"norm √L constant from {each[-2]} to {each[-1]} units a sample (greedy, one row a unit)",
         "within 2 % where norms are below 1, so that steps are below the gap",
-        f"{100 * worst:.1f} % in {int(small.sum())} problems; "
+        f"{100 * worst:.1f} % in {int(small.sum())} of {len(small)} problems; "
         f"in all: {100 * np.abs(ratio).max():.0f} %",
         worst <= 0.02,
     )
