@@ -163,9 +163,9 @@ def coverage_page(claims: Mapping[str, Claim], folder: Path = RECORDS) -> str:
     parts = [
         "# Coverage",
         "Written by `python -m experiments report`; not to be edited. Every sentence of the papers "
-        "with a number or a comparison, in our words, and what judges it. Of criteria that judge "
-        "one sentence the outcome furthest from holding counts. (r) marks what is known from memory "
-        "of the paper only.",
+        "with a number or a comparison, in our words, and what judges it. Of several criteria "
+        "the outcome furthest from holding counts. (r) marks what is known from memory of the "
+        "paper only.",
         coverage_table(by_paper),
     ]
     for paper, found in by_paper.items():
