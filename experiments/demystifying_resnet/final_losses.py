@@ -349,7 +349,8 @@ CLAIMS = [
         {
             "quick": {**_FIGURE_7, **_QUICK_7},
             # One grid for all: grids around each net's best would give the order of best rates.
-            "paper": dict(**_FIGURE_7, dataset="mnist", seed=20, seeds=10),
+            # Ten seeds left one criterion open and asked for 28: these are others.
+            "paper": dict(**_FIGURE_7, dataset="mnist", seed=30, seeds=30),
         },
     ),
     _figure_7(
