@@ -181,7 +181,7 @@ def _draw(options: argparse.Namespace) -> int:
 
 
 def _coverage(options: argparse.Namespace) -> int:
-    """Print the share of each paper that is covered, and the rest; fail if a claim is unnamed."""
+    """Print how the sentences of each paper come out, and the rest; fail if a claim is unnamed."""
     contents = papers(CLAIMS)
     found = {paper: nodes(paper, of, CLAIMS, options.records) for paper, of in contents.items()}
     print(coverage_table(found))
@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--format", choices=("png", "svg", "pdf"), default="png")
     verb.add_argument("--out", type=Path, default=ROOT / "out" / "figures", help="folder")
     verb.set_defaults(call=_draw)
-    verb = verbs.add_parser("coverage", help="print the share of the papers that is covered")
+    verb = verbs.add_parser("coverage", help="print how the sentences of the papers come out")
     verb.set_defaults(call=_coverage)
     verb = verbs.add_parser("report", help="write the pages and the counts in the README")
     verb.set_defaults(call=_report)

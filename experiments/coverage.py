@@ -20,9 +20,11 @@ from resid_theory.runtime import store
 
 FOLDER = Path(__file__).resolve().parent
 WAYS = ("by", "set", "forbidden", "open")  # exactly one in each node
+# Outcomes of what is judged, the one that tells most of a sentence first.
+FAILS, UNDECIDED, BELOW, HOLDS = "fails", "undecided", "holds below paper scale", "holds"
+JUDGED = (FAILS, UNDECIDED, NOT_RUN, BELOW, HOLDS)
 WORDS = {
-    "by": "judged", "set": "followed by settings", "forbidden": "forbidden by data or scale",
-    "open": "uncovered",
+    "set": "followed by settings", "forbidden": "forbidden by data or scale", "open": "uncovered",
 }  # fmt: skip
 
 
@@ -36,6 +38,7 @@ class Node:
         way: A name in ``WAYS``: judged by criteria, followed by a claim's settings, forbidden by
             data or scale, or open.
         told: Criteria with their outcomes, claim, missing data or scale, or the reason.
+        outcome: A name in ``JUDGED`` if criteria judge it, else in ``WORDS``.
         claims: Ids of the claims that it names.
         recalled: True if the sentence is known from memory of the paper only.
     """
@@ -44,6 +47,7 @@ class Node:
     says: str
     way: str
     told: str
+    outcome: str
     claims: tuple[str, ...]
     recalled: bool
 
@@ -83,27 +87,31 @@ def _node(paper: str, entry: Mapping[str, Any], claims: Mapping[str, Claim], fol
     if not {"at", "says"} <= entry.keys() <= {"at", "says", "recalled", *WAYS} or len(ways) != 1:
         raise ValueError(f"{where}: got {sorted(entry)}, needs at, says and one of {WAYS}")
     way, given = ways[0], entry[ways[0]]
-    told, named = given, []
+    told, named, outcome = given, [], WORDS.get(way, "")
     if way in ("by", "set"):
         pairs = [each.partition(": ") for each in ([given] if isinstance(given, str) else given)]
         # A claim of the paper by its name, one of another folder by its id.
         known = {claim_id.removeprefix(f"{paper}/"): claim_id for claim_id in claims}
         named = [known[check_choice(f"{where}: claim", name, list(known))] for name, _, _ in pairs]
-        told = "; ".join(
-            _judged(where, claims[claim_id], beginning, folder) if way == "by" else claim_id
+        told = "; ".join(named)
+    if way == "by":
+        judged = [
+            _judged(where, claims[claim_id], beginning, folder)
             for claim_id, (_, _, beginning) in zip(named, pairs, strict=True)
-        )
+        ]
+        told = "; ".join(each for each, _ in judged)
+        outcome = min((word for _, word in judged), key=JUDGED.index)
     return Node(
-        at=entry["at"], says=entry["says"], way=way, told=told, claims=tuple(named),
-        recalled=entry.get("recalled", False),
+        at=entry["at"], says=entry["says"], way=way, told=told, outcome=outcome,
+        claims=tuple(named), recalled=entry.get("recalled", False),
     )  # fmt: skip
 
 
-def _judged(where: str, claim: Claim, beginning: str, folder: Path) -> str:
-    """A claim and the outcome of its criteria that begin so; of an unrecorded claim, its id."""
+def _judged(where: str, claim: Claim, beginning: str, folder: Path) -> tuple[str, str]:
+    """A claim and the outcome of its criteria that begin so, in words and in one of ``JUDGED``."""
     recorded = _criteria(claim.id, tuple(claim.settings), folder)
     if not recorded:
-        return f"{claim.id}: {NOT_RUN}"
+        return f"{claim.id}: {NOT_RUN}", NOT_RUN
     scale, hits = next(
         ((s, hits) for s, of in recorded.items() if (hits := _beginning(of, beginning))), ("", [])
     )
@@ -114,8 +122,9 @@ def _judged(where: str, claim: Claim, beginning: str, folder: Path) -> str:
             f"{'; '.join(each.criterion for each in some)}"
         )
     outcomes = {each.outcome for each in hits}
-    word = next(word for word in ("fails", "undecided", "holds") if word in outcomes)
-    return f"{claim.id}, {scale}: {hits[0].criterion}: {word}"
+    word = next(word for word in (FAILS, UNDECIDED, HOLDS) if word in outcomes)
+    told = f"{claim.id}, {scale}: {hits[0].criterion}: {word}"
+    return told, BELOW if word == HOLDS and scale != SCALES[-1] else word
 
 
 def _beginning(criteria: Iterable[Criterion], beginning: str) -> list[Criterion]:
@@ -137,14 +146,13 @@ def _criteria(claim_id: str, scales: tuple[str, ...], folder: Path) -> dict[str,
 
 
 def coverage_table(by_paper: Mapping[str, list[Node]]) -> str:
-    """Number of nodes by what judges them, and the share covered, by paper."""
-    head = ["| | " + " | ".join(WORDS.values()) + " | all | covered |", "|---" * 7 + "|"]
+    """Number of nodes by their outcomes, by paper."""
+    shown = [*reversed(JUDGED), *WORDS.values()]
+    head = ["| | " + " | ".join(shown) + " | all |", "|---" * (len(shown) + 2) + "|"]
     rows = []
     for paper, found in by_paper.items():
-        counted = Counter(node.way for node in found)
-        cells = [str(counted[way]) for way in WAYS]
-        share = f"{1 - counted['open'] / len(found):.1%}"
-        rows.append(markdown_row(paper, *cells, str(len(found)), share))
+        counted = Counter(node.outcome for node in found)
+        rows.append(markdown_row(paper, *(str(counted[x]) for x in shown), str(len(found))))
     return "\n".join(head + rows)
 
 
@@ -155,9 +163,9 @@ def coverage_page(claims: Mapping[str, Claim], folder: Path = RECORDS) -> str:
     parts = [
         "# Coverage",
         "Written by `python -m experiments report`; not to be edited. Every sentence of the papers "
-        "with a number or a comparison, in our words, and what judges it. A sentence is covered if "
-        "criteria judge it, if it is a setting that a claim follows, or if data or scale forbid a "
-        "judgement. (r) marks what is known from memory of the paper only.",
+        "with a number or a comparison, in our words, and what judges it. Of several criteria "
+        "the outcome furthest from holding counts. (r) marks what is known from memory of the "
+        "paper only.",
         coverage_table(by_paper),
     ]
     for paper, found in by_paper.items():

@@ -13,6 +13,7 @@ from experiments.repository import Repository
 from resid_theory.runtime import store
 
 BEFORE = "criterion and settings fixed before the run"
+AFTER_OTHERS = f"{BEFORE}, after runs of other settings by other criteria"
 REPEATED = "criterion changed after an earlier run of these settings"
 YOUNGER = "criterion younger than the run"
 UNCOMMITTED = "run from uncommitted code"
@@ -25,7 +26,8 @@ def order(repository: Repository, claim: Claim, content: Content) -> str:
 
     It was if the code of ``judge`` and of the tests, without the library, is at the commit of the
     run what it is today, and if no earlier run of these settings was judged by another one with
-    another result. Settings are part of the code that a run from committed files uses.
+    another result. Settings are part of the code that a run from committed files uses. Former runs
+    of other settings by other criteria are told, as the change may have come after their results.
     """
     run = content["run"]
     if not repository.is_whole or run["commit"] not in repository.commits:
@@ -35,12 +37,14 @@ def order(repository: Repository, claim: Claim, content: Content) -> str:
     today, then = (judging_code(repository, claim, at) for at in (None, run["commit"]))
     if today is None or today != then:
         return YOUNGER
-    for earlier in content.get("earlier", []):
-        if _computed(earlier) == _computed(content) and _is_other(
-            repository, claim, earlier, content
-        ):
-            return REPEATED
-    return BEFORE
+    others = [
+        earlier
+        for earlier in content.get("earlier", [])
+        if _is_other(repository, claim, earlier, content)
+    ]
+    if any(_computed(earlier) == _computed(content) for earlier in others):
+        return REPEATED
+    return AFTER_OTHERS if any(_texts(e) != _texts(content) for e in others) else BEFORE
 
 
 def _is_other(repository: Repository, claim: Claim, earlier: Content, content: Content) -> bool:

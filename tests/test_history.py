@@ -15,6 +15,7 @@ from experiments.claim import Claim
 from experiments.criteria import above, decided
 from experiments.digest import Sources
 from experiments.history import (
+    AFTER_OTHERS,
     BEFORE,
     REPEATED,
     UNCOMMITTED,
@@ -377,6 +378,8 @@ def test_the_order_of_criterion_and_run(lab, monkeypatch):
     assert lab.order({**content, "run": {**content["run"], "commit": None}}) == UNKNOWN
     former = {**results(content)[0], "criteria": [{**content["criteria"][0], "expected": ">= 2"}]}
     assert lab.order({**content, "earlier": [former]}) == REPEATED
+    elsewhere = {**former, "settings": {"numbers": [5.0]}}
+    assert lab.order({**content, "earlier": [elsewhere]}) == AFTER_OTHERS
     assert lab.order({**content, "earlier": results(content)}) == BEFORE
     failed = [{**content["criteria"][0], "holds": False}]
     other = {**results(content)[0], "criteria": failed}

@@ -85,6 +85,7 @@ def compute_figure_4(
     depths: Sequence[int],
     seeds: int,
     scale: float,
+    seed: int = 0,
     loss: str = "square",
     pre: str | None = None,
     mid: str | None = None,
@@ -93,12 +94,13 @@ def compute_figure_4(
 ) -> dict[str, np.ndarray]:
     """Compute spectral statistics at initialization, (depths, seeds) arrays by net.
 
+    Seeds count from ``seed`` on.
     The nets are those that ``compared`` names; with an activation only the 2-shortcut net has a
     prediction. For an activation with a kink at zero (ReLU) it is the mean over directions, from
     which single initializations differ; in ``mid`` and ``post`` an activation must be 0 at zero.
     """
     activations = dict(pre=pre, mid=mid, post=post)
-    same = dict(dataset=dataset, samples=samples, seeds=seeds, scale=scale, loss=loss)
+    same = dict(dataset=dataset, samples=samples, seed=seed, seeds=seeds, scale=scale, loss=loss)
     parts = {
         name: [
             InitialSpectra(net=name, depth=depth, **same, **activations)
@@ -311,6 +313,7 @@ def draw_figure_4(figure: Figure, a: Arrays) -> None:
 
 
 _FIGURE_4 = dict(samples=None, depths=[2, 4, 6, 8, 12, 16, 24], seeds=10, scale=0.01)
+_FRESH = dict(seed=10)  # criteria were changed after runs of seeds 0 to 9
 _FEW = dict(depths=[2, 4, 6], seeds=2)
 _EXTENDED = dict(**_FIGURE_4, dataset="digits") | dict(depths=[2, 4, 6, 8, 12, 16], seeds=3)
 _QUICK = dict(samples=300, depths=[2, 4], seeds=1)
@@ -348,10 +351,14 @@ CLAIMS = [
         "extension",
         "on digits",
         _SAYS,
-        {"quick": {**_DIGITS, **_FEW}, "paper": _DIGITS},
+        {"quick": {**_DIGITS, **_FEW}, "paper": {**_DIGITS, **_FRESH}},
     ),
     _figure_4(
-        "figure_4_mnist", "paper", "on MNIST", _SAYS, {"paper": {**_FIGURE_4, "dataset": "mnist"}}
+        "figure_4_mnist",
+        "paper",
+        "on MNIST",
+        _SAYS,
+        {"paper": {**_FIGURE_4, **_FRESH, "dataset": "mnist"}},
     ),
     *(
         _figure_4(
@@ -361,7 +368,7 @@ CLAIMS = [
             f"The same with {what}.",
             {
                 "quick": {**_EXTENDED, **_QUICK, **change},
-                "paper": {**_EXTENDED, **change},
+                "paper": {**_EXTENDED, **_FRESH, **change},
             },
         )
         for name, where, what, change in (
@@ -381,7 +388,7 @@ CLAIMS = [
         "The condition number at initialization is that of zero weights for 2-shortcut nets, grows "
         "in proportion to depth for orthogonal and 1-shortcut nets and exponentially for Xavier "
         "nets; 3-shortcut nets start flat.",
-        {"paper": _DIGITS},
+        {"paper": {**_DIGITS, **_FRESH}},
         judge_initial_spectra,
     ),
 ]

@@ -95,6 +95,7 @@ def final_losses(
     seeds: int,
     epochs: int,
     scale: float,
+    seed: int = 0,
     near: Mapping[str, Sequence[float]] | None = None,
     loss: str = "square",
     pre: str | None = None,
@@ -105,12 +106,13 @@ def final_losses(
 ) -> dict[str, np.ndarray]:
     """Compute the final loss of every net, (depths, rates, seeds); inf where a run diverged.
 
+    Seeds count from ``seed`` on.
     ``rates`` are exponents of ten: lowest, highest and step. They are counted from those of
     ``near``, by net and depth, if it is given; then every net has its own rates, (depths, rates).
     """
     low, high, step = rates
     same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
-    same |= dict(step=step, loss=loss, pre=pre, mid=mid, post=post)
+    same |= dict(seed=seed, step=step, loss=loss, pre=pre, mid=mid, post=post)
     start = {name: near[name] if near else [0.0] * len(depths) for name in nets}
     parts = {
         name: [
@@ -175,6 +177,7 @@ def compute_figure_7(
     seeds: int,
     epochs: int,
     scale: float,
+    seed: int = 0,
     near: Mapping[str, Sequence[float]] | None = None,
     loss: str = "square",
     pre: str | None = None,
@@ -192,7 +195,9 @@ def compute_figure_7(
     losses = final_losses(
         compared(**activations),
         **dict(dataset=dataset, samples=samples, depths=depths, rates=rates, seeds=seeds),
-        **dict(epochs=epochs, scale=scale, near=near, loss=loss, device=device, each=each),
+        **dict(
+            epochs=epochs, scale=scale, seed=seed, near=near, loss=loss, device=device, each=each
+        ),
         **activations,
     )
     optimum = least_loss(whitened(dataset, samples), loss, linear=is_linear(**activations))
@@ -284,20 +289,10 @@ def draw_figure_8(figure: Figure, a: Arrays) -> None:
 _FIGURE_7 = dict(
     samples=None,
     depths=[6, 12, 24, 48, 96],
-    rates=[-0.25, 0.25, 0.0625],
-    seeds=10,
+    rates=[-3.0, 1.25, 0.25],
     epochs=1000,
     scale=0.01,
 )
-# Exponents of the rates with the smallest medians on a grid from 10^-3 to 10^1.25 in steps of
-# 10^0.25, by the earlier record on MNIST. Around them the steps are four times finer.
-_BEST = {
-    "xavier": [-0.75, -1.25, -1.0, -1.0, -1.25],
-    "orthogonal": [-0.5, -0.75, -1.0, -1.25, -1.5],
-    "one_shortcut": [-0.5, -0.5, -0.75, -1.25, -1.5],
-    "two_shortcut": [0.25, 0.5, 0.5, 0.5, 0.75],
-    "three_shortcut": [-0.5, -0.5, -0.5, -0.5, 0.0],
-}
 _QUICK_7 = dict(dataset="digits", depths=[6, 12], rates=[-1.5, 1.0, 0.25], seeds=1, epochs=80)
 _FIGURE_8 = dict(depths=[4, 8, 16, 32], scale=0.01)
 _SHORT_8 = dict(**_FIGURE_8, samples=600, epochs=600)
@@ -353,14 +348,17 @@ CLAIMS = [
         "paper",
         {
             "quick": {**_FIGURE_7, **_QUICK_7},
-            "paper": dict(**_FIGURE_7, dataset="mnist", near=_BEST),
+            # One grid for all: grids around each net's best would give the order of best rates.
+            # Ten seeds left one criterion open and asked for 28: these are others.
+            "paper": dict(**_FIGURE_7, dataset="mnist", seed=30, seeds=30),
         },
     ),
     _figure_7(
         "figure_7_digits",
         ", on digits",
         "extension",
-        {"paper": {**_FIGURE_7, "dataset": "digits", "rates": [-3.0, 1.25, 0.25]}},
+        # Ten seeds decided nothing and asked for 28: these are others.
+        {"paper": dict(**_FIGURE_7, dataset="digits", seed=20, seeds=30)},
     ),
     _figure_8(
         "figure_8",
@@ -392,8 +390,10 @@ CLAIMS = [
                 dataset="digits",
                 rates=[-0.75, 0.25, 0.25],
                 near=_BEST_8["digits"],
-                seeds=5,
-                scaled="600 of the 1,797 samples, 600 of 1,000 epochs, 5 of 10 runs",
+                # Seeds 0 to 4 decided nothing and asked for 16: these are others.
+                seed=10,
+                seeds=20,
+                scaled="600 of the 1,797 samples, 600 of 1,000 epochs",
             )
         },
     ),

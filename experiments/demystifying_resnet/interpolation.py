@@ -110,7 +110,7 @@ def _judge_rate(a: Arrays) -> Criterion:
     return Criterion(
         f"norm √L constant from {each[-2]} to {each[-1]} units a sample (greedy, one row a unit)",
         "within 2 % where norms are below 1, so that steps are below the gap",
-        f"{100 * worst:.1f} % in {int(small.sum())} problems; "
+        f"{100 * worst:.1f} % in {int(small.sum())} of {len(small)} problems; "
         f"in all: {100 * np.abs(ratio).max():.0f} %",
         worst <= 0.02,
     )
@@ -257,7 +257,7 @@ CLAIMS = [
         settings={
             "quick": dict(widths=[3, 10], samples=[5], each=[4, 24, 72], seed=0),
             "paper": dict(
-                widths=[3, 4, 5, 7, 10], samples=[5, 10, 20, 40], each=[4, 24, 144], seed=0
+                widths=[3, 4, 5, 7, 10], samples=[5, 10, 20, 40], each=[4, 24, 144], seed=1
             ),
         },
         compute=compute_theorem_1,
@@ -273,7 +273,7 @@ CLAIMS = [
         settings={
             "quick": dict(width=4, samples=6, each=[24, 72], tolerances=[1e-2, 1e-3, 1e-4], seed=0),
             "paper": dict(
-                width=10, samples=30, each=[24, 72, 216], tolerances=[1e-2, 1e-4, 1e-6], seed=0
+                width=10, samples=30, each=[24, 72, 216], tolerances=[1e-2, 1e-4, 1e-6], seed=1
             ),
         },
         compute=compute_theorem_1_merge,

@@ -107,6 +107,8 @@ def draw_figure_3(figure: Figure, a: Arrays) -> None:
 
 _FIGURE_3 = dict(epochs=1000, rate=0.3, scale=0.01, seed=0)
 _ON_MNIST = dict(**_FIGURE_3, dataset="mnist", depths=[4, 8, 16, 32, 64, 96])
+# One seed, 0, decided nothing: these are others.
+_RELU = {**_ON_MNIST, "mid": "relu", "seed": 1}
 
 CLAIMS = [
     Claim(
@@ -134,8 +136,8 @@ CLAIMS = [
                 **_FIGURE_3,
                 **dict(dataset="digits", samples=200, depths=[4, 8, 16], epochs=50, mid="relu"),
             },
-            "short": dict(**_ON_MNIST, samples=600, mid="relu", scaled="600 of the 60,000 samples"),
-            "paper": dict(**_ON_MNIST, samples=None, mid="relu"),
+            "short": dict(**_RELU, samples=600, seeds=SEEDS, scaled="600 of the 60,000 samples"),
+            "paper": dict(**_RELU, samples=None, seeds=3),
         },
         compute=compute_figure_3,
         judge=judge_figure_3,

@@ -1,7 +1,7 @@
 """Stability of training: the abstract's word, read as tolerance of the learning rate.
 
 The available text names stability once, without a number. We ask at how many decades of learning
-rates a net trains: from every seed, to within a hundredth of what there is to gain.
+rates a net trains, seed by seed: to within a hundredth of what there is to gain.
 """
 
 from collections.abc import Sequence

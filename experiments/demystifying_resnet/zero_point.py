@@ -325,14 +325,14 @@ def draw_figure_11(figure: Figure, a: Arrays) -> None:
 def _theorem_2(
     n: int, name: str, says: str, judge, depths: Mapping[str, Sequence[int]], draw=draw_theorem_2
 ) -> Claim:
-    data = {"quick": ("digits", 200), "paper": ("mnist", None)}
+    data = {"quick": ("digits", 200, 0), "paper": ("mnist", None, 1)}
     return Claim(
         id=f"demystifying_resnet/theorem_2_{name}",
         source=f"{PAPER}, Theorem 2, n {'= ' + str(n) if n < 3 else '≥ 3'}",
         says=says,
         settings={
-            scale: dict(n=n, depths=list(depths[scale]), dataset=d, samples=m, seed=0)
-            for scale, (d, m) in data.items()
+            scale: dict(n=n, depths=list(depths[scale]), dataset=d, samples=m, seed=seed)
+            for scale, (d, m, seed) in data.items()
         },
         compute=compute_theorem_2,
         judge=judge,

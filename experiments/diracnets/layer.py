@@ -211,7 +211,8 @@ CLAIMS = [
     Claim(
         id="diracnets/training_cost",
         source=f"{PAPER}, abstract and section 2",
-        says="The parametrization has a minor computational cost in training.",
+        says="The parametrization has a minor computational cost in training (operations are "
+        "counted, no time is measured).",
         settings={
             "quick": {"nets": [[10, 1]], "batches": [1, 128], "scaled": "depth 10"},
             "paper": {

@@ -30,11 +30,13 @@ DIGITS = {
 DIGITS_SCALED = "240 digits at 8 x 8, 4 epochs of batch 16, 21 seeds"
 PAIRED = {"seeds": list(range(12)), "epochs": 8, "batch": 64, "name": "digits", "size": 8}
 PAIRED_SCALED = "1,437 digits at 8 x 8, 8 epochs of batch 64, 12 seeds"
+# Criteria were changed after runs of seeds 0 to 2, and three decide little: these are others.
 SHORT = {
-    "seeds": [0, 1, 2], "epochs": 6, "batch": 32, "samples": 1000, "tests": 2000, "size": 16
+    "seeds": [3, 4, 5, 6, 7, 8], "epochs": 6, "batch": 32, "samples": 1000, "tests": 2000,
+    "size": 16,
 }  # fmt: skip
 SHORT_SCALED = (
-    "CIFAR-10 at 16 x 16, 1,000 training and 2,000 test images, 6 epochs of batch 32, 3 seeds"
+    "CIFAR-10 at 16 x 16, 1,000 training and 2,000 test images, 6 epochs of batch 32, 6 seeds"
 )
 FULL = {"seeds": [0, 1, 2, 3, 4], "epochs": 200}
 ONE = {**FULL, "seeds": [0]}

@@ -307,6 +307,7 @@ CLAIMS = [
     ),
     Claim(
         id="diracnets/tables_by_parameters",
+        kind="extension",
         source=f"{PAPER}, Tables 2 and 3 and section 3.2; README of the authors' code",
         says="By their printed errors DiracNets match ResNet-1001 with more parameters, have "
         "greater errors than wide residual nets of their size, and are close to residual nets on "

@@ -242,7 +242,8 @@ CLAIMS = [
             "quick": dict(variances=[1.0], widths=[10, 20], depth=20, seeds=[0, 1]),
             # At depth 400 the gaps of width 400 are of the size of what finite depth adds, c²/L.
             "paper": dict(variances=[1.0, 2.0], widths=[50, 100, 200], depth=1600,
-                          seeds=list(range(40))),
+                          # Seeds 0 to 39 decided nothing and asked for 692: these are others.
+                          seeds=list(range(100, 800))),
         },
         compute=compute_edges,
         judge=judge_edges,
@@ -257,7 +258,9 @@ CLAIMS = [
         "differs, but the mean squared singular value is e^c still.",
         settings={
             "quick": dict(variance=1.0, width=20, depths=[20], seeds=[0]),
-            "paper": dict(variance=1.0, width=300, depths=[100, 300], seeds=SEEDS),
+            # Seeds 0 to 4 decided nothing and asked for 509: these are others.
+            "paper": dict(variance=1.0, width=300, depths=[100, 300],
+                          seeds=list(range(100, 620))),
         },
         compute=compute_limits,
         judge=judge_limits,
