@@ -35,7 +35,8 @@ def results_page(claims: Claims, folder: Path, notes: Mapping[Path, str]) -> str
     parts = [
         "# Results",
         "Written by `python -m experiments report` from the records; not to be edited. "
-        "[History](HISTORY.md) lists what changed after a result was known.",
+        "[History](HISTORY.md) lists what changed after a result was known. The tests of one claim "
+        "share an error of 5 % in each direction; all claims together do not.",
         _counted(claims, stand),
         _orders(stand, folder, notes),
         *(_section(claim, stand[claim.id], folder, notes) for claim in claims.values()),
