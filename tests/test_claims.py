@@ -19,11 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from experiments import __main__ as command, provenance, registry, report
 from experiments.claim import SCALES, Claim
+from experiments.confirmation import KIND
 from experiments.criteria import Criterion, above
 from experiments.external_data import Need
 from experiments.history_page import history_page
 from experiments.manifest import changes, unlisted, wordings
-from experiments.recompute import differences, items, recompute, same_machine
+from experiments.recompute import BOUND, differences, items, recompute
 from experiments.record_checks import all_faults, notes
 from experiments.records import (
     RECORDS,
@@ -89,8 +90,9 @@ def test_quick_scale_comes_out_as_recorded(claim, quick):
         ), found
     else:
         then = load(claim, "quick")
-        if then.run.get("code") == now.run["code"] and same_machine(then.run, now.run):
-            assert not differences(then.arrays, now.arrays)
+        same = (then.run.get(x) == now.run.get(x) for x in ("code", *KIND, "numpy"))
+        if all(same):  # elsewhere trainings amplify round-off
+            assert not differences(then.arrays, now.arrays, bound=BOUND)
 
 
 @every_claim
