@@ -21,11 +21,9 @@ from resid_theory.runtime import store
 FOLDER = Path(__file__).resolve().parent
 WAYS = ("by", "set", "forbidden", "open")  # exactly one in each node
 # Outcomes of what is judged, the one that tells most of a sentence first.
-FAILS, UNDECIDED, BELOW, HOLDS = "fails", "undecided", "holds below paper scale", "holds"
+FAILS, UNDECIDED, BELOW, HOLDS = "fails", "undecided", "holds so far", "holds"
 JUDGED = (FAILS, UNDECIDED, NOT_RUN, BELOW, HOLDS)
-WORDS = {
-    "set": "followed by settings", "forbidden": "forbidden by data or scale", "open": "uncovered",
-}  # fmt: skip
+WORDS = {"set": "settings", "forbidden": "forbidden", "open": "uncovered"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +162,9 @@ def coverage_page(claims: Mapping[str, Claim], folder: Path = RECORDS) -> str:
         "# Coverage",
         "Written by `python -m experiments report`; not to be edited. Every sentence of the papers "
         "with a number or a comparison, in our words, and what judges it. Of several criteria "
-        "the outcome furthest from holding counts. (r) marks what is known from memory of the "
-        "paper only.",
+        "the outcome furthest from holding counts. *So far*: below the paper's scale; *settings*: a "
+        "claim follows the sentence; *forbidden*: data or scale forbid a judgement. (r) marks what "
+        "is known from memory of the paper only.",
         coverage_table(by_paper),
     ]
     for paper, found in by_paper.items():
