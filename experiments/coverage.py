@@ -162,7 +162,7 @@ def coverage_page(claims: Mapping[str, Claim], folder: Path = RECORDS) -> str:
         "# Coverage",
         "Written by `python -m experiments report`; not to be edited. Every sentence of the papers "
         "with a number or a comparison, in our words, and what judges it. Of several criteria "
-        "the outcome furthest from holding counts. *So far*: below the paper's scale; *settings*: a "
+        "that furthest from holding counts. *So far*: below the paper's scale; *settings*: a "
         "claim follows the sentence; *forbidden*: data or scale forbid a judgement. (r) marks what "
         "is known from memory of the paper only.",
         coverage_table(by_paper),
