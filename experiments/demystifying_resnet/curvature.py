@@ -282,7 +282,7 @@ def draw_figure_5(figure: Figure, a: Arrays) -> None:
         _draw_seeds(ax, a, name, "p10", "--", mfc="none")
     less = " - optimum" if a["optimum"] else ""
     ax.set(xscale="log", yscale="log", xlabel=f"loss{less} (training goes to the right)")
-    ax.set_ylabel("max |λ| (filled), 10th percentile of |λ| (open), loss / weight²")
+    ax.set_ylabel("max |λ| (filled) and 10th percentile\nof |λ| (open), loss / weight²")
     ax.invert_xaxis()
     ax.legend()
 

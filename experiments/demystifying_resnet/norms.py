@@ -98,7 +98,7 @@ def draw_figure_3(figure: Figure, a: Arrays) -> None:
     for i, (depth, norms) in enumerate(zip(a["depth"], _norms(a), strict=True)):
         lines = ax.plot(norms.T, color=f"C{i}", linewidth=1)
         lines[0].set_label(str(depth))
-    ax.set(xscale="symlog", xlabel="epoch", ylabel="mean over layers of ‖W‖ (Frobenius)", ylim=0)
+    ax.set(xscale="symlog", xlabel="epoch", ylabel="mean over layers\nof ‖W‖ (Frobenius)", ylim=0)
     ax.set_xlim(0, a["norm"].shape[-1] - 1)
     ax.legend(title="weight layers")
 
