@@ -501,7 +501,7 @@ def at_zero(lab):
                        "summary": one.summary()}  # fmt: skip
         if name in ("n = 1", "n = 2", "n = 3", "plain"):
             found[name]["hessian"] = one.hessian()
-        if one.shortcut_depth > 1:
+        if one.escape_time > 0 and name != "kink":
             found[name]["start"] = theory.escape_start(one, 0.1)
     jet = [lab.tensor(4, 3), lab.tensor(3, 4)] * 2
     return {**found, "A": point["n = 1"].matrix_a, "jet": point["plain"].leading_jet(jet)}

@@ -97,7 +97,7 @@ Zero weights, shortcut, 2 blocks of 1 layers: not stationary
   condition number          5
   condition number nonzero  5
   index                     0.5
-  learning rate scale       0.1667"""),
+  learning rate scale       0.2"""),
     # M of 0.8 and 0.2; |Syy| of 0.25 bounds the condition number by 1.5 / 0.5
     2: ([[1.0, 0.0], [0.0, 1.0]], [[0.2, 0.0], [0.0, 0.8]], """\
 Zero weights, shortcut, 2 blocks of 2 layers: strict saddle
@@ -639,6 +639,33 @@ def test_a_direction_and_its_opposite_add_up_to_m(generator):
     assert relative_error(total, points[0].correlation.expand_as(total)) <= HESSIAN
     with pytest.raises(ValueError, match="^matrix_a: .* when all blocks are equal"):
         points[0].hessian()
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [{"post": "relu"}, {"post": torch.abs}, {"mid": "relu"},
+     {"mid": torch.abs, "post": "leaky_relu"}],
+    ids=["relu-1", "abs-1", "relu-2", "abs-2"],
+)  # fmt: skip
+def test_first_terms_along_a_nets_weights_are_those_of_its_sides(acts, generator):
+    n, (x, y) = 1 + ("mid" in acts), samples(generator)
+    net = rt.ShortcutNet(D, 2, n, **acts)
+    rt.initialize(net, "near_zero", generator=generator, scale=1e-5)
+    point = zero_point((x, y), blocks=2, shortcut_depth=n, kink=net, **acts)
+    g, change = x - y, net(x) - x  # to first order the loss moves by the mean of g^T change
+    moved = (g * change).sum(1).mean()
+    (gradient,) = torch.autograd.grad(moved, net.weights)
+    # The next order is smaller by the size of the weights.
+    assert point.leading_jet(net.layers()).item() == pytest.approx(moved.item(), rel=1e-3)
+    if n == 1:
+        assert relative_error(point.gradient, gradient[:, 0]) <= 1e-3
+        assert point.verdict == "not stationary"
+    else:
+        assert point.verdict == "strict saddle"
+        time = rt.theory.escape_time(point, start=1.0, stop=math.e)
+        assert time * point.spectrum.max_magnitude == pytest.approx(1, rel=1e-12)
+        with pytest.raises(ValueError, match="^point: is a limit along"):
+            rt.theory.escape_start(point, 1.0)
 
 
 @pytest.mark.parametrize("blocks", [1, 100_000])

@@ -144,13 +144,15 @@ class Architecture:
         return self.mid.slope ** (self.n - 1) * self.post.slope
 
     def notes(self, rule: Any) -> tuple[str, ...]:
-        """A note on activations without a slope at zero, unless a net gives the direction."""
+        """A note on activations without a slope at zero, unless a net gives the sides."""
         inside = (self.mid, self.post) if self.n > 1 else (self.post,)
-        if not isinstance(rule, str) or not any(at.has_kink for at in inside):
+        sided = not isinstance(rule, str) and self.n < 3
+        if sided or not any(at.has_kink for at in inside):
             return ()
         return (
             "an activation has a kink at zero, where no Hessian exists (autograd takes one side): "
-            "its slope is the mean of both sides; kink=net takes the sides of a net's weights",
+            "its slope is the mean of both sides; kink=net takes the sides of a net's weights, "
+            "for up to two layers in a block",
         )
 
     def bend(self, rule: str) -> float:

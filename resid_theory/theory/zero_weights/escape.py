@@ -11,7 +11,7 @@ Near zero only the leading jet of the loss acts, :math:`c_n \sum_r \langle M, W^
 
 Derived here from arXiv:1611.01186, Theorem 2. Times are those of gradient flow: learning rate times
 number of steps. Functions take a :class:`ZeroPoint <resid_theory.theory.ZeroPoint>` with n >= 2, as
-zero is not stationary for n = 1.
+zero is not stationary for n = 1, and neither is it with last biases that have a gradient.
 """
 
 import math
@@ -39,7 +39,8 @@ def escape_time(point: Any, *, start: float, stop: float) -> float:
         Learning rate times steps; inf where the leading jet vanishes.
 
     Raises:
-        ValueError: If n = 1, a size is not positive or ``stop`` is below ``start``.
+        ValueError: If zero is not stationary (as for n = 1), a size is not positive or ``stop`` is
+            below ``start``.
 
     Example:
         >>> eye = torch.eye(3, dtype=torch.float64)
@@ -76,7 +77,8 @@ def escape_steps(point: Any, *, start: float, stop: float, learning_rate: float)
         A number of steps, not rounded.
 
     Raises:
-        ValueError: If n = 1, a number is not positive or ``stop`` is below ``start``.
+        ValueError: If zero is not stationary (as for n = 1), a number is not positive or ``stop``
+            is below ``start``.
     """
     rate = check_positive("learning_rate", learning_rate)
     time = escape_time(point, start=start, stop=stop)
@@ -99,10 +101,16 @@ def escape_start(point: Any, size: float) -> list[Tensor]:
         n matrices (out, in), float64, input to output.
 
     Raises:
-        ValueError: If n = 1, or the size is not positive.
+        ValueError: If zero is not stationary (as for n = 1), the size is not positive, or the point
+            is a limit along a net's weights.
     """
-    _speed(point)  # refuses n = 1
+    _speed(point)  # refuses what is not stationary
     w = check_positive("size", size)
+    if isinstance(point.blocks_of_m, Tensor):
+        raise ValueError(
+            "point: is a limit along a net's weights, whose sides of kinks this start would leave; "
+            "needs kink='line'"
+        )
     left, _, right = torch.linalg.svd(point.correlation)
     inside = torch.eye(point.hidden, dtype=left.dtype, device=left.device)[0]
     first, middle = torch.outer(inside, right[0]), torch.outer(inside, inside)
@@ -114,4 +122,8 @@ def _speed(point: Any) -> float:
     """|c_n| s_1, the rate of the escape."""
     if point.shortcut_depth == 1:
         raise ValueError("point: has n = 1, where zero is not stationary: nothing to escape from")
+    if point.order == 0:
+        raise ValueError(f"point: is not stationary, {point.reason}: nothing to escape from")
+    if isinstance(point.blocks_of_m, Tensor):  # while units keep the sides of a net's weights
+        return torch.linalg.matrix_norm(point.blocks_of_m, 2).max().item()
     return abs(point.slope) * point.gain * torch.linalg.matrix_norm(point.correlation, 2).item()

@@ -47,7 +47,7 @@ def hessian_at_zero(net: Architecture, local: LossAtZero, hidden: int, kink: Any
         leading = local.correlation
         if net.norm.at == "write":
             leading = net.norm.slope_at_zero(leading.mT, 0).mT @ leading
-        if n == 2 and is_direction(kink):
+        if n <= 2 and is_direction(kink):
             own = own_correlations(local, net, kink)
         every = torch.full_like(gains, bool(local.features.any())).bool()
         path, _ = layout.path(every if net.is_featured else None)

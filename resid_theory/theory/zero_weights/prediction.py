@@ -50,8 +50,9 @@ class ZeroPoint(Result):
             its largest eigenvalue (one-hot targets: the largest class prior); else inf.
         null_direction: Whether the loss ignores a shift of all outputs (softmax), which makes M
             singular for all data.
-        blocks_of_m: For a limit along given weights: M of every hidden unit, (R, h, d, q); where
-            blocks have no common M, a list of those of all; otherwise None.
+        blocks_of_m: For a limit along given weights: M of every hidden unit with the slopes of its
+            own sides, (R, h, d, q), of n = 1 of every block, (R, d, q); where blocks have no common
+            M, a list of those of all; otherwise None.
         shift: With last biases, the mean of g, zero where none of them moves the output; otherwise
             None.
         exact: For n = 1 at great depth: whether the summary counts eigenvalues, which is slow,
@@ -114,6 +115,8 @@ class ZeroPoint(Result):
     @property
     def _is_flat(self) -> bool:
         """True where the leading derivative vanishes."""
+        if isinstance(self.blocks_of_m, Tensor):
+            return not bool(self.blocks_of_m.any())
         return self.slope == 0.0 or not bool(self.correlation.any())
 
     @property
@@ -124,7 +127,7 @@ class ZeroPoint(Result):
             return "the last biases have a gradient, the mean of g"
         if self._is_flat and self.index > 0:
             return "no block has a gradient, but the Hessian has negative eigenvalues"
-        if self.slope == 0.0:
+        if self._is_flat and self.slope == 0.0:
             return "c_n = 0: an activation is flat at zero, so no block passes a first-order change"
         if self._is_flat and n < math.inf:
             why = "no gradient correlates with the features"
@@ -223,26 +226,30 @@ class ZeroPoint(Result):
         depth for n = 1, inf for n >= 3. The best learning rate shares its dependence on depth
         (arXiv:1611.01186, Figure 7, right), but is larger: the largest eigenvalue soon falls.
         """
-        top = self.growth_rate * self.blocks or self.statistics.max_magnitude
+        is_limit = isinstance(self.statistics, BlockToeplitz) and not (self.is_listed or self.exact)
+        top = self.growth_rate * self.blocks if is_limit else self.statistics.max_magnitude
         return 1.0 / top if top else math.inf
 
     @property
     def escape_time(self) -> float:
-        """Learning rate times steps from weights of 0.01 to 0.1; 0 for n = 1, not stuck."""
-        return 0.0 if self.shortcut_depth == 1 else escape_time(self, **_ESCAPE)
+        """Learning rate times steps from weights of 0.01 to 0.1; 0 where zero is not stationary."""
+        stuck = self.shortcut_depth > 1 and self.order > 0
+        return escape_time(self, **_ESCAPE) if stuck else 0.0
 
     @property
     def escape_steps(self) -> float:
         """Steps from weights of 0.01 to 0.1 at ``learning_rate_scale``; inf where that is inf."""
-        if self.shortcut_depth == 1:
-            return 0.0
         rate = self.learning_rate_scale
+        if self.escape_time == 0:
+            return 0.0
         return math.inf if math.isinf(rate) else escape_steps(self, **_ESCAPE, learning_rate=rate)
 
     @property
     def gradient(self) -> Tensor | list[Tensor]:
         """Gradient of each block's first matrix, (R, d, q), or a list: c M for n = 1, else zero."""
         scale = self.slope if self.shortcut_depth == 1 else 0.0
+        if isinstance(self.blocks_of_m, Tensor) and self.shortcut_depth == 1:
+            return self.blocks_of_m
         if isinstance(self.blocks_of_m, list):
             return [scale * matrix for matrix in self.blocks_of_m]
         return (scale * self.gains).to(self.correlation).view(-1, 1, 1) * self.correlation
@@ -277,7 +284,8 @@ class ZeroPoint(Result):
         r"""Leading change of the loss near zero, where each block has a way of its own.
 
         :math:`c_n \sum_r \langle p_r q_r M, W^{r,n} \cdots W^{r,1} \rangle`, up to order n + 1 in
-        the weights for n >= 2, up to order 2 for n = 1.
+        the weights for n >= 2, up to order 2 for n = 1; of a limit along a net's weights, of
+        weights with the same sides.
 
         Args:
             weights: All matrices, block by block, input to output: a net's ``layers()``, or a
@@ -299,11 +307,13 @@ class ZeroPoint(Result):
         total = m.new_zeros(())
         for block, gain in enumerate(self.gains.tolist()):
             product, *later = (w.detach().double() for w in layers[block * n : (block + 1) * n])
+            own = gain * m if self.blocks_of_m is None else self.blocks_of_m[block]
+            if own.dim() == 3:  # unit by unit
+                product = later.pop().mT[:, :, None] * product[:, None]
             for weight in later:
                 product = weight @ product
-            own = self.blocks_of_m[block] if isinstance(self.blocks_of_m, list) else gain * m
             total = total + (own * product).sum()
-        return self.slope * total
+        return total if isinstance(self.blocks_of_m, Tensor) else self.slope * total
 
     def summary(self) -> dict[str, Any]:
         """All numbers by name.
