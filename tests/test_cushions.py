@@ -449,6 +449,7 @@ def foreign():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     yield "encoder", nn.TransformerEncoder(layer, 2), (4, 8)
     yield "decoder", Decoder(), (4, 8)
+    yield "forces", Forces(), (3,)
 
 
 class Decoder(nn.Module):
@@ -462,6 +463,19 @@ class Decoder(nn.Module):
     def forward(self, x):
         memory = self.memory(input=x)
         return self.cross(query=x, key=memory, value=memory[..., :5], average_attn_weights=False)[0]
+
+
+class Forces(nn.Module):
+    """Derivatives in its inputs, whatever the caller takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 2))
+
+    @torch.enable_grad()
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
 
 
 FOREIGN = list(foreign())

@@ -370,8 +370,12 @@ COUPLED = {
     "net, centred": (lambda: Net(centred), F.cross_entropy, "^net: its samples know each other"),
     "net, one way": (lambda: Net(running), F.cross_entropy, "^net: its samples know each other"),
     "net": (normed, F.cross_entropy, "^net: its samples know each other"),
+    "one number": (
+        lambda: Net(lambda net, x: torch.tanh(net.logits(x)).mean()),
+        lambda output, _: output.exp(), "^loss: needs a mean, a weighted mean or a sum",
+    ),
     "loss": (mlp, contrast, "^loss: needs a mean, a weighted mean or a sum"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", COUPLED)

@@ -219,7 +219,7 @@ class GaussNewtonGraph(MatvecGraph):
         used = [self._transposed[k] for k in columns]
         pushed = _pull_back(used, self._probes, vectors, batched)
         lead = (len(vectors[0]),) if batched else ()
-        moves = [m.expand(*lead, *p.shape) for m, p in zip(pushed, self._points, strict=True)]
+        moves = [m.expand((*lead, *p.shape)) for m, p in zip(pushed, self._points, strict=True)]
         at = [self.parameters[k] for k in rows]
         curved = _pull_back(self._outputs, at, self._curve(moves, batched), batched)
         direct = [self._direct[k] for k in columns]

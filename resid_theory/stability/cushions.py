@@ -242,6 +242,7 @@ class _Meter:
         late = self.measured and any(key[0] == name for key in self.rows)
         (self.irregular if late or not self.independent else self.apart)[name] = why
 
+    @torch.no_grad()  # which a net that differentiates in its forward is not under
     def take(self, use: LinearUse) -> None:
         """Measure one use in a batch."""
         look, name, x = self.look, use.name, use.input
@@ -265,6 +266,7 @@ class _Meter:
         inputs: dict[str, list[float]] = defaultdict(list)
         dtypes: dict[str, torch.dtype] = defaultdict(torch.get_default_dtype)
 
+        @torch.no_grad()
         def take(use: LinearUse) -> None:
             if use.name not in self.apart or use.input.numel() == 0:
                 return

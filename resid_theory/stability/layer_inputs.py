@@ -107,7 +107,7 @@ def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
     apart: dict[str, str] = {}
 
     def keep(use: LinearUse) -> None:
-        runs[-1][use.key] = use.input.clone()
+        runs[-1][use.key] = use.input.detach().clone()
         axes[use.key] = use.kernel.dim() if use.geometry else 0
         if use.routed:
             apart[use.name] = ROUTED
