@@ -70,16 +70,18 @@ def test_resamples_are_held_in_parts(limit, batch, monkeypatch):
     assert seen == [batch, batch]
 
 
-def test_interval_of_the_median_difference_covers_it():
+@pytest.mark.parametrize(("n", "m"), [(60, 80), (2, 2), (60, 3), (5, 5)], ids=str)
+def test_interval_of_the_median_difference_covers_it(n, m):
     """Of 200 pairs of draws, 95 % intervals cover the true difference about 95 % of the time."""
     pairs = 200
-    x, y = noise(pairs, 60, seed=0), noise(pairs, 80, seed=1) - 1.0
+    x, y = noise(pairs, n, seed=0), noise(pairs, m, seed=1) - 1.0
     names = tuple(str(number) for number in range(pairs))
     found = rt.compare_cushions(cushions(x, names), cushions(y, names), resamples=500)
     low, high = found.intervals.unbind(1)
     covered = float(((low <= 1.0) & (1.0 <= high)).double().mean())
     # The percentile interval of a median is a little conservative; chance is 1.5 % here.
     assert 0.95 - 4 * math.sqrt(0.05 * 0.95 / pairs) < covered <= 1
+    assert bool(low.isfinite().all()) == (min(n, m) >= 5)
 
 
 @pytest.fixture(scope="module")
