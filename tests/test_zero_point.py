@@ -472,6 +472,10 @@ def test_the_summary_holds_the_numbers_of_the_zero_point(n, loss, generator):
         found = zero_point(data, **options).correlation
         assert relative_error(found, point.correlation) < 1e-14
     assert torch.equal(point.correlation, zero_point((x, F.one_hot(labels)), **options).correlation)
+    if loss == "cross_entropy":  # the last class is one, though no sample has it
+        few = labels.clamp(max=2)
+        pair = [zero_point((x, y), **options).correlation for y in (few, F.one_hot(few, 4))]
+        assert torch.equal(*pair)
     found = point.summary()
     for name in ("blocks", "shortcut_depth", "hidden", "verdict", "reason", "order", "slope"):
         assert found[name] == getattr(point, name)

@@ -169,8 +169,8 @@ class Architecture:
             )
         return self.post.second
 
-    def check_maps(self, inputs: int, targets: int) -> int:
-        """Width of the network's output, after a check that data and maps fit together."""
+    def widths(self, inputs: int) -> tuple[int, int]:
+        """Widths of the network's output and behind the output map; check that maps fit."""
         if self.input_map is not None:
             inputs = _rows("input_map", self.input_map, inputs)
         width = inputs
@@ -178,9 +178,12 @@ class Architecture:
             needed, width = self.layout.widths[0]
             if inputs != needed:
                 raise ValueError(f"data x: has {inputs} inputs, the layout reads {needed}")
-        outputs = width
-        if self.output_map is not None:
-            outputs = _rows("output_map", self.output_map, width)
+        last = self.output_map
+        return width, width if last is None else _rows("output_map", last, width)
+
+    def check_maps(self, inputs: int, targets: int) -> int:
+        """Width of the network's output, after a check that data and maps fit together."""
+        width, outputs = self.widths(inputs)
         if outputs != targets:
             raise ValueError(
                 f"data y: has {targets} targets, the net has {outputs} outputs; needs equal "

@@ -51,7 +51,8 @@ def zero_point(
     eigenvalue is asked for.
 
     Args:
-        data: x (m, q) and y (m, k), or class labels y (m,), which become one-hot: a pair, a
+        data: x (m, q) and y (m, k), or class labels y (m,), which become one-hot (of
+            cross-entropy, outputs are classes, also those without a sample): a pair, a
             ``Regression``, a loader; ``Moments`` suffice for the square loss without ``pre`` and
             ``bias``.
         blocks: Number of blocks R, at least 1.
@@ -118,7 +119,7 @@ def zero_point(
     directed, scored = is_direction(kink), Loss.of(loss)
     is_one_stream = layout.is_shortcut and not norms.at
     net.check_parts(directed or kink != "line", is_one_stream)
-    data = _with_targets(data)
+    data = _with_targets(data, net, scored)
     samples = net.is_featured or last_bias or directed or net.bend(kink)
     if scored.identity and not samples:
         local = LossAtZero.of_moments(Moments.of(data), net)
@@ -149,7 +150,7 @@ def zero_point(
     )  # fmt: skip
 
 
-def _with_targets(data: Any) -> Any:
+def _with_targets(data: Any, net: Architecture, loss: Loss) -> Any:
     """Moments, or batches to be read once, in which class labels are one-hot targets."""
     if isinstance(data, Moments):
         return data
@@ -160,4 +161,7 @@ def _with_targets(data: Any) -> Any:
         return (batch.pair for batch in chain([first], batches))
     x, labels = join([first, *batches]).pair  # all labels tell how many classes there are
     check_int("data y", int(labels.min()), 0)
-    return x, one_hot(labels, int(labels.max()) + 1)
+    classes = int(labels.max()) + 1
+    if loss.null_direction and x.dim() == 2:  # outputs are classes, also those without a sample
+        classes = max(classes, net.widths(x.shape[1])[1])
+    return x, one_hot(labels, classes)
