@@ -210,6 +210,12 @@ def test_seeds(given):
     assert check_seed("seed", given) == given
 
 
+def test_generators_take_negative_seeds_as_torch_does():
+    assert as_generator(-(2**63)).initial_seed() == 2**63
+    with pytest.raises(ValueError, match=r"^generator: got -\d+, needs at least -\d+$"):
+        as_generator(-(2**63) - 1)
+
+
 def test_seeds_that_torch_does_not_take():
     with pytest.raises(ValueError, match=r"^seed: got -1, needs at least 0$"):
         check_seed("seed", -1)

@@ -800,6 +800,7 @@ INNER = {
     "training by place": (lambda t: F.gelu(F.batch_norm(t, EACH, EACH, None, None, True)), OPEN),
     "dropout": (lambda t: F.gelu(F.dropout(t)), OPEN),
     "dropout off": (lambda t: F.gelu(F.dropout(t, 0.5, False)), WIDER),
+    "off by place": (lambda t: F.gelu(torch.dropout(t, 0.5, False)), WIDER),
     "integers by name": (lambda t: t.to(dtype=torch.int64).to(t.dtype).relu(), OPEN),
 }
 
