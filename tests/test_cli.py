@@ -567,8 +567,17 @@ def test_streams_that_lack_a_character_spell_it():
         b"\xff".decode("ascii", "spelled")
 
 
+def test_spelled_columns_stay_in_line(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    output.spell_out(stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    output.say_table("<>", [("", "± sd"), ("|λ|", "1"), ("trace", "10")])
+    stream.flush()
+    assert stream.buffer.getvalue() == b"          +- sd\n|lambda|      1\ntrace        10\n"
+
+
 @pytest.mark.parametrize(("columns", "lines"), [(None, 1), ("40", 3)])
-def test_a_file_has_room_for_the_row_of_a_table(capsys, monkeypatch, columns, lines):
+def test_a_file_has_lines_of_a_hundred_columns(capsys, monkeypatch, columns, lines):
     monkeypatch.delenv("COLUMNS", raising=False)
     if columns:
         monkeypatch.setenv("COLUMNS", columns)

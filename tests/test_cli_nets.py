@@ -330,19 +330,19 @@ def test_checkpoints_are_listed_with_their_errors(capsys, monkeypatch):
     said = printed(capsys, "checkpoints")
     assert "23.4 %" in said and "paper_scale/simplified_plain_20" in said
     assert said.count("%") == len(found)  # nets as `train` leaves them, too
-    monkeypatch.setenv("COLUMNS", "200")
-    rows = [["name", "net", "data", "epochs", "test error", "test loss"]]
+    monkeypatch.setenv("COLUMNS", "60")  # a narrow terminal cuts no word
+    rows = [["name", "data", "epochs", "test error", "test loss", "net"]]
     for name, each in found.items():
         net, about = each["architecture"], each["about"]
         given = [f"{k}={v}" for k, v in net["arguments"].items() if k != "generator"]
         settings, last = about.get("settings", about), about.get("last", about)
         rows.append([
-            name, f"{net['builder']}({', '.join(given)})", settings.get("data", ""),
-            str(rt.Recipe(**settings["recipe"]).epochs), f"{100 * last['test_error']:.1f} %",
-            f"{last['test_loss']:.4g}",
+            name, settings.get("data", ""), str(rt.Recipe(**settings["recipe"]).epochs),
+            f"{100 * last['test_error']:.1f} %", f"{last['test_loss']:.4g}",
+            f"{net['builder']}({', '.join(given)})",
         ])  # fmt: skip
     said = printed(capsys, "checkpoints").splitlines()
-    assert [line.rstrip() for line in said] == list(table(rows, left=(0, 1, 2)))
+    assert [line.rstrip() for line in said] == list(table(rows, left=(0, 1, 5)))
 
 
 def test_a_set_of_less_than_500_images_is_measured_whole(capsys, checkpoints):
@@ -411,7 +411,14 @@ def test_evaluate_tells_what_else_a_net_was_trained_on(capsys, tmp_path, about, 
         ("curvature --data digits", "--checkpoint, --model: got neither, needs one of them"),
         ("curvature --data digits --checkpoint {net} --model a:b", "--model: got both"),
         ("curvature --checkpoint {net} {small} --state-dict a.pt", "--state-dict: got weights"),
-        ("curvature {small} --model own_net:net --state-dict a.pt", "--state-dict: no checkpoint"),
+        (
+            "curvature {small} --model own_net:net --state-dict a.pt",
+            "no checkpoint 'a.pt': there is no such file\n",
+        ),
+        (
+            "curvature {small} --model torch.nn:Linear",
+            "missing 2 required positional arguments: 'in_features' and 'out_features'\n",
+        ),
         (
             "curvature {small} --model own_net:net --state-dict own_net.json",
             "--state-dict: own_net.json: the manifest is damaged",

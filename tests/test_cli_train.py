@@ -52,7 +52,7 @@ def test_the_verb_trains_as_the_library_does(capsys, tmp_path, monkeypatch):
     lines = [line.rstrip() for line in said.splitlines()]
     assert re.fullmatch(r".* in \d+\.\d s on cpu", lines[0])
     written = f"{tmp_path / 'net.json'} and {tmp_path / 'metrics.jsonl'} written."
-    assert lines[1:] == [*table(rows, edge=" "), written]
+    assert lines[1:] == [*table(rows), written]
     assert 0 < found["seconds"] < 3600
 
 

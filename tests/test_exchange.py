@@ -184,7 +184,7 @@ REFUSED = [
     ("call inside", lambda m: cifar10("fc.bias", lambda t: Payload(m)), "asks for posix.system"),
     ("expanded", lambda m: cifar10("conv", lambda t: t[:1].expand(10**9, 3, 3, 3)), "claim"),
     ("list", lambda m: [torch.zeros(3)], "holds a list"),
-    ("other net", lambda m: rt.simplified_net(8).state_dict(), "neither 'params'"),
+    ("other net", lambda m: rt.simplified_net(8).state_dict(), "or --model with"),
     ("no dict", lambda m: {"params": []}, "'params' is a list"),
     ("other part", lambda m: {**cifar10(), "x": 1}, "has 'x' beside 'params'"),
     ("number as key", lambda m: {"params": {3: torch.zeros(1)}}, "has the key 3"),

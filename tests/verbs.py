@@ -36,13 +36,13 @@ def content(capsys, *words):
     return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def table(rows, left=(0,), edge=""):
+def table(rows, left=(0,)):
     """Lines of a table whose first row is its header; columns are right-aligned but for some."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     turned = [str.ljust if column in left else str.rjust for column in range(len(widths))]
     for row in rows:
         cells = (turn(*one) for turn, *one in zip(turned, row, widths, strict=True))
-        yield (edge + "  ".join(cells)).rstrip()
+        yield "  ".join(cells).rstrip()
 
 
 def asked(monkeypatch, *names):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resid_theory.cli.comparison import PredictionCheck, measure, numbers
-from resid_theory.cli.output import Files, Json, bar, finish, number, say, whole_numbers
+from resid_theory.cli.output import Files, Json, bar, finish, number, say, say_table, whole_numbers
 from resid_theory.cli.shortcut_commands import WORDS, threads_for
 
 if TYPE_CHECKING:
@@ -53,23 +53,19 @@ def demo(
 
 
 def _tables(runs: Mapping[str, Sequence[PredictionCheck]]) -> None:
-    from rich.table import Table
-
     say("Exact Hessians of linear nets on whitened digits, predicted and measured")
     for net, found in runs.items():
         first = found[0]
         known = "" if first.bound is None else f"; a-priori bound on max/min: {first.bound:.3f}"
-        table = Table(title=net + known, title_justify="left", box=None, pad_edge=False)
-        for column in ("layers", "P", "", *_COLUMNS, "distance"):
-            table.add_column(column, justify="left" if column == "" else "right")
+        rows = [["layers", "P", "", *_COLUMNS, "distance"]]
         for run in found:
             if run.predicted is not None:
-                table.add_row("", "", "predicted", *_cells(run.predicted), "")
+                rows.append(["", "", "predicted", *_cells(run.predicted), ""])
             far = "" if run.distance is None else f"{run.distance:.1e}"
             size = [str(run.layers), str(run.measured.size)]
-            table.add_row(*size, "measured", *_cells(run.measured), far)
-        say("")
-        say(table)
+            rows.append([*size, "measured", *_cells(run.measured), far])
+        say(f"\n{net}{known}")
+        say_table(">><>>>>>>", rows)
     say("\nλ in units of loss / weight²; distance: between the two spectra, over the largest |λ|.")
 
 

@@ -12,7 +12,7 @@ from resid_theory.cli.output import (
     emit,
     number,
     print_json,
-    say,
+    say_table,
     shows_progress,
     whole_numbers,
 )
@@ -137,25 +137,20 @@ def _trained_on(checkpoint: str) -> str | None:
 
 def checkpoints(as_json: Json = False) -> None:
     """List the trained nets that ship with the checkout, with data, recipe and test error."""
-    from rich.table import Column, Table
-
     import resid_theory as rt
 
     nets = rt.training.list_checkpoints()
     if as_json:
         print_json(nets)
         return
-    right = (Column(name, justify="right") for name in ("epochs", "test error", "test loss"))
-    table = Table(Column("name", no_wrap=True), "net", "data", *right, box=None, pad_edge=False)
+    rows = [["name", "data", "epochs", "test error", "test loss", "net"]]
     for name, found in nets.items():
         about, net = found["about"], found["architecture"]
         settings, last = about.get("settings", about), about.get("last", about)  # part, or net
         arguments = ", ".join(f"{k}={v}" for k, v in net["arguments"].items() if k != "generator")
         epochs = rt.Recipe(**settings["recipe"]).epochs if "recipe" in settings else None
         error = last.get("test_error")
-        table.add_row(
-            name, f"{net['builder']}({arguments})", settings.get("data"),
-            number(epochs),
-            "" if error is None else f"{100 * error:.1f} %", number(last.get("test_loss")),
-        )  # fmt: skip
-    say(table)
+        percent = "" if error is None else f"{100 * error:.1f} %"
+        numbers = number(epochs), percent, number(last.get("test_loss"))
+        rows.append([name, settings.get("data", ""), *numbers, f"{net['builder']}({arguments})"])
+    say_table("<<>>><", rows)

@@ -59,12 +59,23 @@ def _name(character: str) -> str:
 
 
 def say(what: Any) -> None:
-    """Print text or a table for people."""
+    """Print text for people, in lines of the terminal's width."""
     from rich.console import Console
 
-    # A file has no width; 100 columns keep a table's row on one line.
+    # A file has no width.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
     Console(highlight=False, markup=False, width=width).print(what)
+
+
+def say_table(align: str, rows: Iterable[Sequence[str]]) -> None:
+    """Print rows, each column to the left (<) or right (>); a narrow terminal cuts no word."""
+    # Spelled before they are measured: "lambda" takes more room than its letter.
+    encoding = sys.stdout.encoding or "utf-8"
+    cells = [[cell.encode(encoding, "spelled").decode(encoding) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        columns = zip(row, align, widths, strict=True)
+        print("  ".join(f"{cell:{side}{width}}" for cell, side, width in columns).rstrip())
 
 
 def emit(content: Any, words: str, as_json: bool) -> None:

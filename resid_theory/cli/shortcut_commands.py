@@ -21,6 +21,7 @@ from resid_theory.cli.output import (
     finish,
     number,
     say,
+    say_table,
     shows_progress,
     whole_numbers,
 )
@@ -190,19 +191,15 @@ def _spread(values: Sequence[float]) -> float | None:
 
 
 def _spectrum_table(content: Mapping[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "measured", "± sd", "predicted"):
-        table.add_column(column, justify="right" if column else "left")
+    rows = [["", "measured", "± sd", "predicted"]]
     columns = [content[key] or {} for key in ("mean", "standard_deviation", "predicted_mean")]
     for key, words in WORDS.items():
         if key in content["mean"]:
-            table.add_row(words, *(number(column.get(key)) for column in columns))
+            rows.append([words, *(number(column.get(key)) for column in columns)])
     first = content["runs"][0]
     if first["a_priori_bound"] is not None:
-        table.add_row(WORDS["a_priori_bound"], "", "", number(first["a_priori_bound"]))
-    say(table)
+        rows.append([WORDS["a_priori_bound"], "", "", number(first["a_priori_bound"])])
+    say_table("<>>>", rows)
     say(content["note"])
     _say_symbols(content["note"])
 
@@ -222,16 +219,11 @@ def _spectrum_figure(runs: Sequence[PredictionCheck]) -> "Figure":
 
 
 def _zero_point_table(content: Mapping[str, Any]) -> None:
-    from rich.table import Column, Table
-
     say(f"{content['verdict']}: {content['reason']}")
     _say_symbols(content["reason"])
     say(f"P = {content['parameters']:,}, by {content['method']}")
-    table = Table("", Column(justify="right"), box=None, pad_edge=False, show_header=False)
-    for key, words in WORDS.items():
-        if content.get(key) is not None:
-            table.add_row(words, number(content[key]))
-    say(table)
+    found = {words: content.get(key) for key, words in WORDS.items()}
+    say_table("<>", [(words, number(v)) for words, v in found.items() if v is not None])
     for note in content["notes"]:
         say(f"Note: {note}.")
 

@@ -151,8 +151,9 @@ def _called(model: str, call: Callable[[], Any], *passed: type[Exception]) -> An
 
 def _fault(model: str, error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(place.filename).name}, line {place.lineno}"
-    return f"--model: {model} raised {type(error).__name__}: {error} ({where})"
+    # A call that does not fit the callable has no line of the user's.
+    where = f" ({Path(place.filename).name}, line {place.lineno})" * (place.filename != __file__)
+    return f"--model: {model} raised {type(error).__name__}: {error}{where}"
 
 
 # -- images ----------------------------------------------------------------------------------------

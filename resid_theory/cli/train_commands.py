@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli.output import Json, finish, number, say, shows_progress
+from resid_theory.cli.output import Json, finish, number, say, say_table, shows_progress
 from resid_theory.cli.sources import Data, Size, images, renamed
 from resid_theory.cli.verbs import options_of
 
@@ -229,17 +229,14 @@ def _content(run: "Run", data: str, samples: int, tests: int | None) -> dict[str
 
 
 def _table(content: Mapping[str, Any]) -> None:
-    from rich.table import Column, Table
-
     say(
         f"P = {content['parameters']:,}, {content['epoch']} epochs of {content['samples']:,} "
         f"images in {content['seconds']:.1f} s on {content['device']}"
     )
-    names = ("loss (nats)", "error (share)")
-    table = Table("", *(Column(name, justify="right") for name in names), box=None)
-    table.add_row("last epoch, as trained", number(content["loss"]), number(content["error"]))
+    rows = [("", "loss (nats)", "error (share)")]
+    rows += [("last epoch, as trained", number(content["loss"]), number(content["error"]))]
     if content["test_samples"] is not None:
-        shown = (number(content[key]) for key in ("test_loss", "test_error"))
-        table.add_row(f"test, {content['test_samples']:,} images", *shown)
-    say(table)
+        loss, error = (number(content[key]) for key in ("test_loss", "test_error"))
+        rows += [(f"test, {content['test_samples']:,} images", loss, error)]
+    say_table("<>>", rows)
     say(f"{content['checkpoint']} and {content['metrics']} written.")

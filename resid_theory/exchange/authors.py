@@ -108,8 +108,9 @@ def _entries(content: Any) -> dict[Any, Any]:
             return content
         first = next(iter(content), None)
         raise ValueError(
-            "has neither 'params' nor 'features.*', as the authors' files do; its first key is "
-            f"{first!r:.80}"
+            "has neither 'params' nor 'features.*', as files of the DiracNet authors do, but "
+            f"{first!r:.80}; weights of another net: rt.load_checkpoint(path, net=net), or "
+            "--model with --state-dict"
         )
     odd = next((name for name in content if name not in _BESIDE), None)
     if odd is not None:

@@ -167,6 +167,8 @@ def find_checkpoint(name: str | Path) -> Path:
         for path in (base, base.with_name(f"{base.name}.json"), base / "net.json"):
             if path.is_file():
                 return path
+    if Path(name).suffix in (".json", ".safetensors", ".pt", ".pth"):
+        raise FileNotFoundError(f"name: no checkpoint {str(name)!r}: there is no such file")
     first = given or "$RESID_THEORY_CHECKPOINTS (not set)"
     names = ", ".join(list_checkpoints())
     shipped = f"there are {names}" if names else (
