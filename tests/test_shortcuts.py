@@ -1228,12 +1228,13 @@ def test_concatenations_and_encoders_of_torch_are_listed():
     assert rt.shortcuts(normed).enters == ("concatenated",)
     half = Joined(C(3, 3, 2, 2), lambda x, y: torch.cat([F.avg_pool2d(x, 2), y], 1))
     assert not rt.shortcuts(half).modules  # positions of the stream are gone
-    others = [
+    stacks = [
         lambda x, y: torch.stack([x, y]).sum(1), lambda x, y: torch.stack([x, y]).sum(0, True),
-        lambda x, y: torch.stack([x, y]).sum(0, keepdim=True),
-        lambda x, y: torch.cat([y, branch(x)]), lambda x, _: torch.cat([x, 2 * x]),
+        lambda x, y: torch.stack([x, y], -1) @ torch.tensor([0.3, 0.7]),
     ]  # fmt: skip
-    for join in others:
+    for join in stacks:
+        assert rt.shortcuts(Joined(branch, join)).enters == ("concatenated",)
+    for join in (lambda x, y: torch.cat([y, branch(x)]), lambda x, _: torch.cat([x, 2 * x])):
         assert not rt.shortcuts(Joined(branch, join)).modules
     both = Joined(branch, lambda x, y: 2 * x + F.layer_norm(x, (3,)) + y.tanh())
     assert rt.shortcuts(both).enters == ("normalized",)

@@ -73,7 +73,7 @@ def paths_in(graph: NetGraph) -> Iterator[ShortcutPath]:
         if form := _identity_inside(graph, total):
             (source,) = graph.inputs(total)
             yield path(source=source, terms=(total,), others=(), form=form, around=(total,))
-        joined = graph.word(total) in ("cat", "concat", "concatenate")
+        joined = graph.word(total) in _JOINTS and len(total.users) > 0  # of a sum none is left
         inner = [graph.kinds[user] for user in total.users] == ["sum"]  # a term of a longer sum
         if not joined and (inner or graph.kinds[total] != "sum"):
             continue
@@ -132,6 +132,7 @@ def _is_diagonal(kernel: Tensor) -> bool:
     return aligned and bool((at[:, 2:] == at[0, 2:]).all())
 
 
+_JOINTS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack")
 _FORMS = (
     "identity", "scaled", "normalized", "subsampled", "mixed", "projection", "gated", "parallel",
 )  # fmt: skip
