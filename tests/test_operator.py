@@ -379,6 +379,19 @@ def test_the_error_of_a_low_precision_is_measured(dtype, scale):
     assert operator.block("0.weight").error == error
 
 
+def test_one_layer_in_a_low_precision_has_an_error(generator):
+    class Widened(nn.Module):
+        def forward(self, x):
+            return torch.tanh(x).double()
+
+    net = nn.Sequential(nn.Linear(6, 8).float(), Widened(), nn.Linear(8, 3).double())
+    x, y = torch.randn(30, 6, generator=generator), torch.randint(3, (30,), generator=generator)
+    operator = rt.curvature_operator(net, "cross_entropy", (x.float(), y))
+    exact = rt.hessian(copy.deepcopy(net).double(), "cross_entropy", (x.float().double(), y))
+    gap = operator.dense() - exact
+    assert 0 < float(gap.norm()) <= operator.error.frobenius
+
+
 def test_an_error_of_few_samples_is_found():
     # Rounding of the one sample that is nearly undecided, in none of the largest eigenvectors.
     generator = torch.Generator().manual_seed(2)

@@ -317,12 +317,14 @@ class Shared(nn.Module):
         return self.e(torch.tanh(self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))))
 
 
-@pytest.mark.parametrize("name", ["b.weight", "c.weight", "c.w*"])
+@pytest.mark.parametrize("name", ["b.weight", "c.weight", "c.w*", "b.twin"])
 def test_every_name_of_a_shared_parameter_chooses_it(name):
-    net = Shared()
+    net, others = Shared(), "'c.weight'"
+    if name == "b.twin":
+        net.b.twin, others = net.b.weight, "'b.twin', 'c.weight'"
     operator = rt.curvature_operator(net, "cross_entropy", (X, Y), parameters=name)
     assert relative_error(operator.dense(), hessian_of(net, parameters=[net.b.weight])) < HESSIAN
-    assert operator.notes == ("'b.weight' is also 'c.weight': one parameter, whose rows come once",)
+    assert operator.notes == (f"'b.weight' is also {others}: one parameter, whose rows come once",)
     whole = rt.curvature_operator(net, "cross_entropy", (X, Y))
     assert_same(whole.block(name, "e.bias").dense(), whole.block("b.weight", "d.bias").dense())
     assert rt.layer_cushions(net, X, layers=["e"]).layers == ("d",)
