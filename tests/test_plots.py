@@ -344,13 +344,13 @@ legend '2 probes, kernel 4.5' below 'P = 8'
 ## curve in a band
 '', aspect auto
 'layer', linear, -0.05 1.05, turned by 90, grid 0.3
-'share', linear, 0.09375 0.78125, grid 0.3
+'share of dominant flows', linear, 0.09375 0.78125, grid 0.3
 Line2D | 0 1 | 0.25 0.5 | #0173b2 - | open o of 6 | width 1.5 | 2.1
 LineCollection | 0 0.125 0 0.375 1 0.25 1 0.75 | nothing in #0173b2 | width 1.5 | 2
 ## curve beside a law
 '', aspect auto
 'level', log, 0.089125 1.122, grid 0.3
-'measured', log, 0.21022 9.5137, grid 0.3
+'relative error', log, 0.21022 9.5137, grid 0.3
 Line2D | 0.1 1 | 0.5 1 | #0173b2 None | open o of 6 | width 1.5 | 2.1
 Line2D | 0.1 1 | 0.5 1 | #0173b2 - | width 1.5 | 2
 Line2D | 0.1 1 | 2 4 | #de8f05 None | open s of 6 | width 1.5 | 2.1
@@ -379,7 +379,7 @@ legend 'net 0' below ''
 ## quartiles
 '', aspect auto
 'parameter', linear, -0.05 1.05, turned by 90, grid 0.3
-'norm', log, 1.4124 5.3102, grid 0.3
+'Frobenius norm of the block', log, 1.4124 5.3102, grid 0.3
 Line2D | 0 1 | 3 2 | #0173b2 - | open o of 6 | width 1.5 | 2.1
 LineCollection | 0 2 0 5 1 1.5 1 2.25 | nothing in #0173b2 | width 1.5 | 2
 ## singular values
@@ -484,6 +484,14 @@ def test_multiplicities_are_told_and_beside_few_levels(ax, counts, said, beside)
     levels = rt.Spectrum.of(range(1, len(counts) + 1), counts)
     plots.spectrum(levels, predicted=levels, ax=ax)
     assert labels(ax)[1] == f"predicted, {said}" and len(ax.texts) == beside
+
+
+def test_a_prediction_alone_is_not_called_measured(ax):
+    identity, zero = torch.eye(2), torch.zeros(2, 2)
+    moments = rt.Moments(sxx=identity, syx=zero, syy=identity, count=5)
+    point = rt.theory.zero_point(moments, blocks=1, shortcut_depth=2)
+    plots.spectrum(point, ax=ax)
+    assert labels(ax) == ["predicted, P = 8"]
 
 
 def test_predicted_levels_that_occur_once_have_no_multiplicity(ax):
@@ -988,7 +996,7 @@ def test_each_kind_of_result_has_its_axes(ax, kind, axis):
     wanted = (
         "log" if kind in ("CompressionBound", "Descent", "LayerTable", "NoiseCurves") else "linear"
     )
-    assert ax.get_yscale() == wanted and ax.get_ylabel() == axis.y.replace("_", " ")
+    assert ax.get_yscale() == wanted and ax.get_ylabel() == (axis.label or axis.y.replace("_", " "))
 
 
 @pytest.mark.parametrize("nets", [10, 11])

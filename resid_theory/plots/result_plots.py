@@ -18,21 +18,22 @@ class Curves(NamedTuple):
     of: str | None = None
     law: str | None = None
     scale: str = "linear"
+    label: str = ""  # of y, whose name says enough where there is none
 
 
 # A new result with curves is a row here.
 AXES = {
-    "BatchSpectra": Curves("batch", "largest"),
-    "Comparison": Curves("layer", "difference"),
+    "BatchSpectra": Curves("batch", "largest", label=f"largest eigenvalue ({UNIT})"),
+    "Comparison": Curves("layer", "difference", label="difference of medians"),
     "CompressionBound": Curves("layer", "term", scale="log"),
     "Curve": Curves("eigenvalue", "value"),
     "Descent": Curves("epoch", "loss", "row", scale="log"),
-    "Flows": Curves("layer", "share"),
-    "HessianTrajectory": Curves("epoch", "largest"),
+    "Flows": Curves("layer", "share", label="share of dominant flows"),
+    "HessianTrajectory": Curves("epoch", "largest", label=f"largest eigenvalue ({UNIT})"),
     "Isometry": Curves("singular_value", "density"),
-    "LayerTable": Curves("parameter", "norm", scale="log"),
+    "LayerTable": Curves("parameter", "norm", scale="log", label="Frobenius norm of the block"),
     "LossAlong": Curves("distance", "loss", "direction", "quadratic"),
-    "NoiseCurves": Curves("level", "measured", "place", "predicted", "log"),
+    "NoiseCurves": Curves("level", "measured", "place", "predicted", "log", "relative error"),
     "Run": Curves("epoch", "loss", "net"),
 }
 PICTURES = {
@@ -93,7 +94,7 @@ def curve(found: Result, column: str | None = None, *, ax: Axes | None = None) -
             ax.plot(rows[axis.x], rows[law], color=color)
     ax.set(xlabel=axis.x.replace("_", " "), ylabel=name.replace("_", " "))
     if name == axis.y:
-        ax.set_yscale(axis.scale)
+        ax.set(yscale=axis.scale, ylabel=axis.label or ax.get_ylabel())
     if axis.x in ("layer", "parameter"):
         ax.tick_params(axis="x", rotation=90)
     elif axis.x == "level":

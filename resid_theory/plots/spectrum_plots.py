@@ -21,8 +21,8 @@ def spectrum(
     measured: Spectrum | SpectrumReport | ZeroPoint,
     *,
     predicted: Spectrum | ZeroPoint | None = None,
-    label: str = "measured",
-    color: str = MEASURED,
+    label: str | None = None,
+    color: str | None = None,
     unit: str = UNIT,
     ax: Axes | None = None,
 ) -> Axes:
@@ -35,7 +35,7 @@ def spectrum(
         measured: All eigenvalues, as a spectrum or in a report; drawn as a broad line.
         predicted: Drawn as a thin line on top, its multiplicities in the legend, and beside the
             levels where these are few.
-        label: Name of ``measured`` in the legend.
+        label: Name of ``measured`` in the legend; a zero point is called predicted by default.
         color: Colour of ``measured``.
         unit: Unit of the eigenvalues; with ``wrt="inputs"`` it is ``"loss / input²"``.
         ax: Axes to draw into; new ones by default.
@@ -46,6 +46,8 @@ def spectrum(
     Raises:
         ValueError: If a result is of another kind or does not list its eigenvalues.
     """
+    theirs = ("predicted", PREDICTED) if isinstance(measured, ZeroPoint) else ("measured", MEASURED)
+    label, color = label or theirs[0], color or theirs[1]
     measured = _eigenvalues("measured", measured)
     predicted = None if predicted is None else _eigenvalues("predicted", predicted)
     ax = open_axes(ax)
@@ -83,9 +85,8 @@ def zero_point(point: ZeroPoint, *, drawing: Figure | None = None) -> Figure:
     axes[0].bar(range(1, len(values) + 1), values, color=MEASURED)
     axes[0].set(xlabel="rank", ylabel="singular value of M", title=point.verdict)
     if point.is_listed:
-        levels = point.spectrum
-        spectrum(levels, label="predicted", color=PREDICTED, ax=axes[1])
-        _label_levels(axes[1], levels)
+        spectrum(point, ax=axes[1])
+        _label_levels(axes[1], point.spectrum)
     return drawing
 
 
