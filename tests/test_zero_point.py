@@ -672,6 +672,20 @@ def test_first_terms_along_a_nets_weights_are_those_of_its_sides(acts, generator
             rt.theory.escape_start(point, 1.0)
 
 
+def test_what_cancels_leaves_no_eigenvalues(generator):
+    plane = torch.randn(2, 4, generator=generator)
+    x, noise = torch.randn(2, 30, 2, generator=generator) @ plane
+    point = zero_point((x, x + 1e-4 * noise), blocks=3, shortcut_depth=2)  # M of rank 2 by theorem
+    assert point.spectrum.rank == 3 * 4 * 2 * 2 and point.condition_number == math.inf
+    sizes = torch.linalg.svdvals(1e-4 * noise.mT @ x / 30)
+    # The difference of two moments keeps eps / 1e-4 of M.
+    assert point.nonzero_condition_number == pytest.approx(float(sizes[0] / sizes[1]), rel=1e-9)
+    wide = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.001, 2.0, 3.0, 4.0]])  # ignores a shift of both
+    point = zero_point((x, torch.eye(2)[:1].expand(30, 2)), blocks=1, shortcut_depth=2, hidden=1,
+                       loss="cross_entropy", output_map=wide, last_bias=True)  # fmt: skip
+    assert point.spectrum.rank == 1 + 2  # of biases, where the map differs, and of one pair
+
+
 @pytest.mark.parametrize("blocks", [1, 100_000])
 def test_depth_does_not_make_a_small_singular_value_zero(blocks):
     # P times epsilon would: 4e-9 at 100,000 blocks of width 10.

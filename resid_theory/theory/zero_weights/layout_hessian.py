@@ -102,4 +102,4 @@ def _of_last_biases(net: Architecture, local: LossAtZero) -> Spectrum:
     root = axes * values.clamp_min(0.0).sqrt()
     levels = torch.linalg.eigvalsh(root.mT @ curvature @ root).cpu()
     levels = levels[levels.abs().argsort(descending=True)][:size]
-    return padded(levels, size, resolution_of(curvature))
+    return padded(levels, size, local.mapped * resolution_of(curvature))

@@ -70,9 +70,15 @@ def merged(parts: Sequence[Spectrum]) -> Spectrum:
 
 
 def flushed(correlation: Tensor, scale: float) -> Tensor:
-    """M, exactly zero where all of it is round-off."""
+    """M, exactly zero where all of it is round-off of sums of so many units, or in some axes."""
     if correlation.abs().max().item() <= _ZERO * scale:
         return torch.zeros_like(correlation)
+    if correlation.dim() == 2:
+        # What larger terms have left in the null space of M would count as curvature.
+        left, sizes, right = torch.linalg.svd(correlation, full_matrices=False)
+        resolved, known = (sizes / resolution_of(correlation) > top for top in (sizes[0], scale))
+        if bool((resolved & ~known).any()):
+            return (left * sizes * known) @ right
     return correlation
 
 
@@ -87,6 +93,7 @@ class LossAtZero:
     correlation: Tensor
     weights: Tensor | None = None  # of H in pairs of samples, (m, m); None for equal single ones
     a_priori_bound: float = math.inf
+    mapped: float = 1.0  # size of H's factors over that of H, where an output map cancels
 
     @classmethod
     def of_moments(cls, moments: Moments, net: Architecture) -> "LossAtZero":
@@ -125,12 +132,16 @@ class LossAtZero:
         output = output if net.output_map is None else output @ net.output_map.mT
         weighting_of(loss, output, y)  # refuses losses that compare samples
         g, curvatures = loss.derivatives(output, y)
+        mapped, size = 1.0, g.norm()
         if net.output_map is not None:
+            size = size * net.output_map.norm()
+            factors = curvatures.mean(0).norm() * net.output_map.norm() ** 2
             g = g @ net.output_map
             curvatures = net.output_map.mT @ curvatures @ net.output_map
+            mapped = max(mapped, (factors / curvatures.mean(0).norm().clamp_min(1e-300)).item())
         share = net.shared_share
         features = x if share is None else net.seen(share * x, 0).detach()
-        scale = (g.norm() * features.norm()).item() / len(x)
+        scale = (size * features.norm()).item() / len(x)
         correlation = g.mT @ features / len(x)
         if loss.null_direction and net.output_map is None:
             # Softmax ignores a shift of all outputs, so M's columns sum to zero; make that exact.
@@ -141,6 +152,7 @@ class LossAtZero:
             gradients=g,
             curvatures=curvatures,
             correlation=flushed(correlation, scale),
+            mapped=mapped,
         )
 
     @property
