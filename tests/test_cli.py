@@ -576,6 +576,20 @@ def test_spelled_columns_stay_in_line(monkeypatch):
     assert stream.buffer.getvalue() == b"          +- sd\n|lambda|      1\ntrace        10\n"
 
 
+@pytest.mark.parametrize("columns", [None, "22", "21"])
+def test_words_at_the_end_of_a_row_follow_the_width(capsys, monkeypatch, columns):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    output.say_table("<><", [("", "epochs", "of"), ("net", "15", "two words"), ("x", "7", "")])
+    rows = ["     epochs  of", "net      15  two words", "x         7"]
+    if columns == "21":
+        rows[1:2] = ["net      15", "    two words"]
+    assert capsys.readouterr().out.splitlines() == rows
+    output.say_table("<>", [])
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(("columns", "lines"), [(None, 1), ("40", 3)])
 def test_a_file_has_lines_of_a_hundred_columns(capsys, monkeypatch, columns, lines):
     monkeypatch.delenv("COLUMNS", raising=False)

@@ -330,7 +330,6 @@ def test_checkpoints_are_listed_with_their_errors(capsys, monkeypatch):
     said = printed(capsys, "checkpoints")
     assert "23.4 %" in said and "paper_scale/simplified_plain_20" in said
     assert said.count("%") == len(found)  # nets as `train` leaves them, too
-    monkeypatch.setenv("COLUMNS", "60")  # a narrow terminal cuts no word
     rows = [["name", "data", "epochs", "test error", "test loss", "net"]]
     for name, each in found.items():
         net, about = each["architecture"], each["about"]

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import unicodedata
@@ -68,14 +69,23 @@ def say(what: Any) -> None:
 
 
 def say_table(align: str, rows: Iterable[Sequence[str]]) -> None:
-    """Print rows, each column to the left (<) or right (>); a narrow terminal cuts no word."""
+    """Print rows, each column to the left (<) or right (>); a narrow terminal cuts no word.
+
+    Words at the end of a row for which it has no room stand below the row.
+    """
     # Spelled before they are measured: "lambda" takes more room than its letter.
     encoding = sys.stdout.encoding or "utf-8"
     cells = [[cell.encode(encoding, "spelled").decode(encoding) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    seen = sys.stdout.isatty() or "COLUMNS" in os.environ  # a file has no width
+    room = shutil.get_terminal_size().columns if seen else math.inf
     for row in cells:
-        columns = zip(row, align, widths, strict=True)
-        print("  ".join(f"{cell:{side}{width}}" for cell, side, width in columns).rstrip())
+        sides = zip(row, align, widths, strict=True)
+        *columns, last = (f"{cell:{side}{width}}" for cell, side, width in sides)
+        line = "  ".join([*columns, last]).rstrip()
+        if align[-1] == "<" and len(line) > room:
+            line = f"{'  '.join(columns).rstrip()}\n    {row[-1]}"
+        print(line)
 
 
 def emit(content: Any, words: str, as_json: bool) -> None:
