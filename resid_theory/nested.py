@@ -105,6 +105,7 @@ def rows_of(content: Any, rows: Any, samples: int) -> Any:
 
 def moved(before: Tensor, after: Tensor) -> bool:
     """Tell a change of a tensor from round-off."""
+    before, after = before.detach(), after.detach()
     if not before.is_floating_point() or not before.numel():
         return False
     tolerance = max(_STEPS, torch.finfo(before.dtype).eps ** 0.5)

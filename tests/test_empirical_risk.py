@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from tolerances import HESSIAN, relative_error
 from torch import nn
+from torch.distributions import Independent, Normal
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import resid_theory as rt
@@ -374,6 +375,11 @@ COUPLED = {
         lambda: Net(lambda net, x: torch.tanh(net.logits(x)).mean()),
         lambda output, _: output.exp(), "^loss: needs a mean, a weighted mean or a sum",
     ),
+    "own weight": (
+        lambda: Net(lambda net, x: net.b.bias),
+        lambda output, _: output.exp().sum(),
+        "^loss: needs a mean, a weighted mean or a sum",
+    ),
     "loss": (mlp, contrast, "^loss: needs a mean, a weighted mean or a sum"),
 }  # fmt: skip
 
@@ -650,6 +656,17 @@ REFUSED = {
             "data": [(TIMES, TOKENS), (TIMES[:, :1], TOKENS[:, :1])],
         },
         r"^loss: batches have samples of shapes \(2, 3\) and \(1, 3\)",
+    ),
+    "distribution": (
+        {"net": Net(lambda net, x: (net.a(x), Independent(Normal(net.logits(x), 1.0), 1))),
+         "loss": lambda output, y: -output[1].log_prob(y[:, None].expand(-1, K)).mean()},
+        "^net: gives Independent, a distribution, which cannot be split into samples; give its",
+    ),
+    "complex": (
+        {"net": Net(lambda net, x: (net.a(x), torch.polar(net.logits(x).exp(), net.logits(x)))),
+         "loss": lambda output, y: (output[1].sum(1) - y).abs().mean() + output[0].mean(),
+         "matrix": "empirical_fisher"},
+        "^net: gives complex numbers, of which there is no empirical Fisher matrix; give torch.vie",
     ),
 }  # fmt: skip
 

@@ -102,6 +102,18 @@ def test_errors_need_not_be_measured():
     assert (found.wrong, found.labels) == ({}, 3)
 
 
+def test_a_net_that_draws_is_evaluated_batch_by_batch_and_called_so():
+    class Noisy(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn_like(x)
+
+    torch.manual_seed(0)
+    net, x = Noisy(1, 1), torch.zeros(4000, 1)
+    torch.nn.init.zeros_(net.bias)
+    found = rt.evaluate(net, (x, x), loss=torch.nn.MSELoss())  # a mean of squares of variance 2
+    assert abs(found.loss - 1) < 5 * (2 / 4000) ** 0.5 and "one draw" in found.notes[0]
+
+
 def test_errors_of_another_k_were_not_measured():
     found = rt.evaluate(constant([0.0, 1.0]), (torch.zeros(1, 1), torch.tensor([0])), top=(1,))
     with pytest.raises(ValueError, match=r"k: got 5, was measured for \[1\]"):

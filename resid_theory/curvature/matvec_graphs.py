@@ -195,6 +195,11 @@ class GaussNewtonGraph(MatvecGraph):
 
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
         self._outputs = [t for t in tensors_of(output) if t.is_floating_point()]
+        if any(t.is_complex() and t.requires_grad for t in tensors_of(output)):
+            raise ValueError(
+                f"net: gives complex numbers, of which there is no {self.title}; give "
+                "torch.view_as_real of them"
+            )
         self._points = [t.detach().requires_grad_() for t in self._outputs]
         points = iter(self._points)
         fixed = map_tensors(output, lambda t: next(points) if t.is_floating_point() else t)
@@ -202,7 +207,8 @@ class GaussNewtonGraph(MatvecGraph):
         self.given = [value, *self._outputs]
         self._slopes, _ = _gradient_with_graph(value, self._points)
         # J^T u is linear in u: differentiated by u it gives J v, without forward mode.
-        gradient = _pull_back(self._outputs, self.parameters, self._slopes, False)
+        slopes = [slope.detach() for slope in self._slopes]  # outputs may be parameters
+        gradient = _pull_back(self._outputs, self.parameters, slopes, False)
         self._probes = [torch.zeros_like(point).requires_grad_() for point in self._points]
         self._transposed, through = _gradient_with_graph(
             self._outputs, self.parameters, self._probes

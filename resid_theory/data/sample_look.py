@@ -1,10 +1,11 @@
 """The samples of a net's outputs: along which axes they are, and whether they know each other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.distributions import Distribution
 
 from resid_theory.data.batch import Batch
 from resid_theory.losses import Loss, NoWeighting, SampleAxes
@@ -42,8 +43,13 @@ def coupling(axes: SampleAxes | None, few: Any, more: Any) -> str:
     )
 
 
-def check_numbers(output: Any) -> Tensor:
-    """The first floating-point tensor of an output; a ValueError if all of them are empty."""
+def check_numbers(output: Any, *, whole: bool = False) -> Tensor:
+    """The first floating-point tensor of an output, whole or in parts; a ValueError without one."""
+    if not whole and (found := _distribution(output)):
+        raise ValueError(
+            f"net: gives {type(found).__name__}, a distribution, which cannot be split into "
+            "samples; give its parameters, and make it in the loss"
+        )
     floating = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
     for tensor in floating:
         if tensor.numel():
@@ -53,6 +59,15 @@ def check_numbers(output: Any) -> Tensor:
         f"net: gives {type(output).__name__} {shapes or 'without floating-point tensors'}, "
         "needs at least one floating-point number"
     )
+
+
+def _distribution(output: Any) -> Distribution | None:
+    """The first distribution of torch in a nest of outputs."""
+    if isinstance(output, Distribution):
+        return output
+    nest = isinstance(output, (tuple, list, Mapping))
+    parts = output.values() if isinstance(output, Mapping) else output if nest else ()
+    return next(filter(None, map(_distribution, parts)), None)
 
 
 @contextmanager

@@ -89,9 +89,7 @@ class Part:
             [leaf.detach()[rows] for leaf in side]
             for side in (axes.spread(output), places.spread(target))
         ]
-        wide = [
-            [leaf.double() if leaf.is_floating_point() else leaf for leaf in side] for side in given
-        ]
+        wide = [[_in_double(leaf) for leaf in side] for side in given]
         try:
             with torch.no_grad():
                 eps = torch.finfo(call(*wide).dtype).eps
@@ -234,6 +232,12 @@ class Part:
                 return float(value), torch.zeros_like(_flat(at))
             parts = torch.autograd.grad(value, at, materialize_grads=True)
         return float(value.detach()), _flat(parts)
+
+
+def _in_double(leaf: Tensor) -> Tensor:
+    if leaf.is_complex():
+        return leaf.to(torch.complex128)
+    return leaf.double() if leaf.is_floating_point() else leaf
 
 
 def _joined(leaves: Sequence[Tensor], more: Sequence[Tensor]) -> list[Tensor]:

@@ -27,12 +27,13 @@ from resid_theory.losses import (
     reweighted,
 )
 from resid_theory.losses.formulas import IGNORED, class_axis, names_class
-from resid_theory.nested import map_tensors
+from resid_theory.nested import map_tensors, moved, tensors_of
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns, Result
 
 _ALIKE = "in errors each label counts once: weights of samples are in the loss alone"
+_DRAWS = "the net draws random numbers in eval mode: these are those of one draw, batch by batch"
 _USUAL = (1, 5)  # values of k, of which those are measured that there are classes for
 
 
@@ -156,9 +157,12 @@ class _Totals:
     ) -> None:
         few, more = examples(batches, EXAMPLES)
         small, output = (loss.reads(some.try_call(net)) for some in (few, more))
-        self._loss = loss.to(check_numbers(output).device, torch.float64)
-        axes = SampleAxes.between(small, output, (few.size, more.size))
         self.alone = [batch.sample_weight for batch in batches] == [None]
+        self._loss = loss.to(check_numbers(output, whole=self.alone).device, torch.float64)
+        axes = SampleAxes.between(small, output, (few.size, more.size))
+        self._draws = bool(coupling(axes, small, output)) and any(
+            map(moved, tensors_of(output), tensors_of(loss.reads(more.try_call(net))))
+        )
         self.check(axes, small, output)
         self.axes = axes or SampleAxes.first(output, more.size)
         target, labels = self._targets(output, more.target)
@@ -182,13 +186,13 @@ class _Totals:
                 f"{top} needs"
             )
         self._samples = self._labels = 0
-        self.notes: tuple[str, ...] = ()
+        self.notes = (_DRAWS,) * self._draws
         self._value = self._weight = 0.0
 
     def check(self, axes: SampleAxes | None, few: Any, more: Any) -> None:
         """Refuse outputs that depend on the other samples of one of several batches."""
         whole = coupling(axes, few, more)
-        if whole and not self.alone:
+        if whole and not (self.alone or self._draws):
             raise ValueError(
                 f"{whole}, so the losses of batches do not make that of all samples; pass "
                 "all in one batch (x, y), with batch= of their number"
@@ -200,7 +204,7 @@ class _Totals:
         loss, weight = self._loss, self._weighting.of_part(output, target, batch.size)
         if batch.sample_weight is not None:
             if self._wrong:
-                self.notes = (_ALIKE,)
+                self.notes = (_DRAWS,) * self._draws + (_ALIKE,)
             each = self._weighting.of_samples(output, target, batch.size)
             each = each * batch.sample_weight.cpu()
             loss = reweighted(loss, self.axes, each, sums=self._weighting.sums)
