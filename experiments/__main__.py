@@ -1,6 +1,7 @@
 """Run, check and report the claims of the papers: python -m experiments VERB."""
 
 import argparse
+import os
 import sys
 import time
 import traceback
@@ -41,6 +42,7 @@ from experiments.records import MANIFEST, RECORDS, Record, judge_again, picture,
 from experiments.registry import CLAIMS, select
 from experiments.report import counts, readme_with, results_page
 from experiments.verdicts import verdict
+from resid_theory.cli.output import spell_out
 from resid_theory.runtime import store
 from resid_theory.runtime.allocator import keep_freed_memory
 
@@ -93,6 +95,8 @@ def _recorded(claim: Claim, options: argparse.Namespace, each: Stored) -> bool:
         _show(record(claim, options.scale, **given))
     except (BusyError, StoppedError, UnfinishedError) as error:
         print(f"no record is written: {error}")
+    except BrokenPipeError:  # nobody reads on
+        raise
     except Exception:
         traceback.print_exc()
         return False
@@ -260,12 +264,20 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     keep_freed_memory()
+    spell_out(sys.stdout, sys.stderr)
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
         status: int = options.call(options)
+        sys.stdout.flush()  # not at exit, where its error cannot be caught
     except ValueError as error:
         parser.error(str(error))
+    except BrokenPipeError:  # `| head`: nobody reads on, and flushing at exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return status
 
 

@@ -1,5 +1,6 @@
 """The registry of all claims by id; a new paper adds one name here."""
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 from experiments import (
@@ -11,7 +12,6 @@ from experiments import (
 )
 from experiments.claim import Claim
 from experiments.records import Record, judged, load, record_path
-from resid_theory._check import check_choice
 
 
 def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
@@ -45,9 +45,11 @@ def _matches(name: str, claims: dict[str, Claim]) -> list[str]:
         return [name]
     found = [claim_id for claim_id in claims if claim_id.startswith(name)]
     if not found:
-        check_choice(
-            "claim", name, [*claims, *sorted({claim_id.split("/")[0] for claim_id in claims})]
-        )
+        near = [claim_id for claim_id in claims if name in claim_id]
+        near = near or difflib.get_close_matches(name, claims)
+        hint = f"did you mean {' or '.join(map(repr, near[:3]))}? " if near else ""
+        every = "'python -m experiments list' names all"  # a hundred would hide what is meant
+        raise ValueError(f"claims: unknown name {name!r}; {hint}{every}")
     return found
 
 

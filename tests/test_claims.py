@@ -1,8 +1,11 @@
 """Every record is judged again; every claim runs at quick scale; the tables match the records."""
 
 import inspect
+import io
 import json
+import os
 import re
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -421,6 +424,33 @@ def test_a_notebook_shows_a_record_as_a_table():
 )
 def test_selection(toys, wanted, ids):
     assert [claim.id for claim in select(wanted)] == ids
+
+
+def test_an_unknown_claim_is_told_with_those_of_its_name(toys):
+    with pytest.raises(ValueError) as caught:
+        select(["rot"])
+    every = "'python -m experiments list' names all"
+    assert str(caught.value) == f"claims: unknown name 'rot'; {every}"
+    for name in ("roots", "toy/rots"):
+        with pytest.raises(ValueError, match="did you mean 'toy/roots'.* names all"):
+            select([name])
+
+
+def test_a_run_on_a_terminal_without_utf_8_spells_its_letters(toys, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert call(toys, "run", "toy/roots") == 0
+    assert b"worst |r^2 - x|" in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize("words", [["list"], ["run", "toy/roots"]], ids=lambda words: words[0])
+def test_a_reader_may_leave(toys, monkeypatch, capfd, words):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert call(toys, *words) == 0
+    assert not capfd.readouterr().err
 
 
 def test_a_whole_id_selects_one_claim_and_occurs_once():
