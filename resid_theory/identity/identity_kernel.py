@@ -26,7 +26,7 @@ def id_entries(
 
     ``weight[id_entries(weight.shape)]`` are the ID entries. The tap is padding / dilation, which
     makes the convolution with these entries alone the map ``x[..., ::stride]``, for any stride,
-    cropped to the layer's output. With groups, the identity stays inside each group.
+    cropped or padded to the layer's output. With groups, the identity stays inside each group.
 
     Args:
         shape: Of the weight, (out, in / groups, *kernel); a matrix has no kernel axes.

@@ -119,12 +119,12 @@ class Smoothness(Result):
         return {"draw": draws, "sample": samples, "ratio": self.ratios.flatten()}
 
     def shown(self) -> Columns:
-        """The largest ρ that a share 1 - δ of the draws reaches."""
+        """A ρ that a share of at least 1 - δ of the draws reaches, for three δ."""
         deltas = (0.01, 0.05, 0.5)
         return {"δ": deltas, "ρ": [self.rho(delta) for delta in deltas]}
 
     def rho(self, delta: float = 0.05) -> float:
-        """The largest ρ that a share 1 - δ of all draws reaches.
+        """A ρ that a share of at least 1 - δ of all draws reaches.
 
         Args:
             delta: In (0, 1).
