@@ -672,6 +672,23 @@ def test_first_terms_along_a_nets_weights_are_those_of_its_sides(acts, generator
             rt.theory.escape_start(point, 1.0)
 
 
+def test_labels_weigh_as_the_loss_weighs_them(generator):
+    """torch divides by the weights of labels, but by the number of rows of probabilities."""
+    x, labels = torch.randn(30, D, generator=generator), torch.arange(30) % (D - 1)
+    for options in {"weight": torch.linspace(0.5, 3.0, D)}, {"ignore_index": 0}:
+        loss, net = torch.nn.CrossEntropyLoss(**options), rt.ShortcutNet(D, 1, 2)
+        found = zero_point((x, labels), blocks=1, shortcut_depth=2, loss=loss).hessian()
+
+        def value(w, net=net, loss=loss):
+            return loss(torch.func.functional_call(net, {"weights": w.view(1, 2, D, D)}, x), labels)
+
+        exact = torch.autograd.functional.hessian(value, torch.zeros(2 * D * D))
+        order = net.definition5_order()
+        assert relative_error(found, exact[order][:, order]) <= HESSIAN
+    with pytest.raises(ValueError, match="^loss: .* does not take the net's outputs"):
+        zero_point((x, labels), blocks=1, shortcut_depth=2, loss=lambda o, y: (o - y).mean())
+
+
 def test_what_cancels_leaves_no_eigenvalues(generator):
     plane = torch.randn(2, 4, generator=generator)
     x, noise = torch.randn(2, 30, 2, generator=generator) @ plane

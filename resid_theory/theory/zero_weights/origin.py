@@ -51,10 +51,9 @@ def zero_point(
     eigenvalue is asked for.
 
     Args:
-        data: x (m, q) and y (m, k), or class labels y (m,), which become one-hot (of
-            cross-entropy, outputs are classes, also those without a sample): a pair, a
-            ``Regression``, a loader; ``Moments`` suffice for the square loss without ``pre`` and
-            ``bias``.
+        data: x (m, q) and y (m, k), or class labels y (m,), which become one-hot for a loss of
+            values: a pair, a ``Regression``, a loader; ``Moments`` suffice for the square loss
+            without ``pre`` and ``bias``.
         blocks: Number of blocks R, at least 1.
         shortcut_depth: Weight matrices n under one shortcut, at least 1.
         layout: Any other wiring, with blocks and matrices of its own.
@@ -119,7 +118,7 @@ def zero_point(
     directed, scored = is_direction(kink), Loss.of(loss)
     is_one_stream = layout.is_shortcut and not norms.at
     net.check_parts(directed or kink != "line", is_one_stream)
-    data = _with_targets(data, net, scored)
+    data, labels = _with_targets(data, net, scored)
     samples = net.is_featured or last_bias or directed or net.bend(kink)
     if scored.identity and not samples:
         local = LossAtZero.of_moments(Moments.of(data), net)
@@ -129,7 +128,7 @@ def zero_point(
             "direction or (for n = 1) a curved post; needs the samples (x, y) here"
         )
     else:
-        local = LossAtZero.of_samples(data, net, scored)
+        local = LossAtZero.of_samples(data, net, scored, labels)
     d = local.width if layout.widths is None else layout.widths[0][0]  # as LayoutNet takes it
     h = d if hidden is None else check_int("hidden", hidden)
     if net.n == 1 and h != d:
@@ -150,18 +149,18 @@ def zero_point(
     )  # fmt: skip
 
 
-def _with_targets(data: Any, net: Architecture, loss: Loss) -> Any:
-    """Moments, or batches to be read once, in which class labels are one-hot targets."""
+def _with_targets(data: Any, net: Architecture, loss: Loss) -> tuple[Any, Tensor | None]:
+    """Moments, or batches to be read once, with one-hot targets; labels for a loss of these."""
     if isinstance(data, Moments):
-        return data
+        return data, None
     batches = iter(Data.of(data).unweighted())
     first = next(batches)
     y = first.target
     if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
-        return (batch.pair for batch in chain([first], batches))
+        return (batch.pair for batch in chain([first], batches)), None
     x, labels = join([first, *batches]).pair  # all labels tell how many classes there are
     check_int("data y", int(labels.min()), 0)
-    classes = int(labels.max()) + 1
-    if loss.null_direction and x.dim() == 2:  # outputs are classes, also those without a sample
+    classes, kept = int(labels.max()) + 1, loss.targets in ("labels", "any")
+    if kept and x.dim() == 2:  # outputs are classes, also those without a sample
         classes = max(classes, net.widths(x.shape[1])[1])
-    return x, one_hot(labels, classes)
+    return (x, one_hot(labels, classes)), labels.long() if kept else None

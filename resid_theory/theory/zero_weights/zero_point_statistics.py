@@ -10,6 +10,7 @@ from torch import Tensor
 
 from resid_theory.data.moments import Moments
 from resid_theory.data.regression import gather
+from resid_theory.data.sample_look import naming_loss
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, weighting_of
 from resid_theory.theory.zero_weights.architecture import Architecture
@@ -122,7 +123,9 @@ class LossAtZero:
         )  # fmt: skip
 
     @classmethod
-    def of_samples(cls, data: Any, net: Architecture, loss: Loss) -> "LossAtZero":
+    def of_samples(
+        cls, data: Any, net: Architecture, loss: Loss, labels: Tensor | None = None
+    ) -> "LossAtZero":
         """Any loss and any features."""
         samples = gather(data)
         x, y = samples.x.detach(), samples.y.detach()
@@ -130,6 +133,10 @@ class LossAtZero:
         x = x if net.input_map is None else x @ net.input_map.mT
         output = net.direct(x)
         output = output if net.output_map is None else output @ net.output_map.mT
+        y = y if labels is None else labels.to(y.device)
+        loss.check_target(output, y)
+        with naming_loss(loss):
+            loss(output, y)
         weighting_of(loss, output, y)  # refuses losses that compare samples
         g, curvatures = loss.derivatives(output, y)
         mapped, size = 1.0, g.norm()
