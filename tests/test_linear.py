@@ -95,7 +95,8 @@ def test_optimum_is_the_residual_of_least_squares(rank, generator, data):
     expected = oracles.square_loss(x @ solution, y).item()
     # sums of squares cancel: relative to the loss of the zero map, not to the residual
     scale = oracles.square_loss(torch.zeros_like(y), y).item()
-    assert abs(linear_optimum((x, y)) - expected) <= round_off(100) * scale
+    for sizes in (torch.ones(3), torch.tensor([1e9, 1.0, 1e-9])):  # of inputs, in any units
+        assert abs(linear_optimum((sizes * x, y)) - expected) <= round_off(100) * scale
 
 
 def test_no_net_beats_the_optimum(generator, data):

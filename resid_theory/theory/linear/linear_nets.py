@@ -170,7 +170,11 @@ def linear_optimum(data: Any) -> float:
         The loss in the units of :func:`linear_loss`; the pseudo-inverse handles a singular Sxx.
     """
     moments = Moments.of(data)
-    explained = moments.syx @ torch.linalg.pinv(moments.sxx) @ moments.syx.mT
+    # Inputs of unlike sizes are brought to one, or the small ones would count as rank that is
+    # missing; by powers of two, which round nothing.
+    size = torch.exp2(moments.sxx.diagonal().sqrt().clamp_min(1e-300).log2().round())
+    equal, back = moments.sxx / size / size[:, None], moments.syx / size
+    explained = back @ torch.linalg.pinv(equal) @ back.mT
     return 0.5 * (moments.syy - explained).trace().item()
 
 
