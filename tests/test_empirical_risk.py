@@ -419,6 +419,35 @@ def late(output, target):
     return F.cross_entropy(output, target) + both
 
 
+@pytest.mark.parametrize("kind", ["edges", "sparse"])
+def test_nodes_of_a_graph_stay_together(kind, left_alone):
+    ends = torch.arange(M), torch.arange(M).flip(0)  # an edge from each node to another one
+    adjacency = torch.sparse_coo_tensor(torch.stack(ends), ONES, check_invariants=True)
+
+    def forward(net, x, edges=None):
+        hidden = torch.tanh(net.a(x))
+        return net.b(torch.sparse.mm(net.adjacency, hidden) if edges is None else hidden[edges[1]])
+
+    net = Net(forward)
+    net.register_buffer("adjacency", adjacency)
+    x = VECTORS if kind == "sparse" else (VECTORS, torch.stack(ends))
+    parameters = list(net.parameters())
+    output = net.b(torch.tanh(net.a(VECTORS)).flip(0))
+    exact = oracles.hessian_by_nested_gradients(F.cross_entropy(output, LABELS), parameters)
+    with left_alone(net):
+        assert relative_error(rt.hessian(net, "cross_entropy", (x, LABELS)), exact) <= HESSIAN
+        found = rt.evaluate(net, (x, LABELS))
+    assert found.loss == pytest.approx(F.cross_entropy(output, LABELS).item(), rel=1e-13)
+    assert found.wrong[1] == int((output.argmax(1) != LABELS).sum())
+    for call in (rt.hessian, rt.curvature_operator):
+        with pytest.raises(
+            ValueError, match="^net: takes the samples of a batch only all together"
+        ):
+            call(net, "cross_entropy", [(x, LABELS)] * 2)
+    with pytest.raises(ValueError, match="^data x: the net does not take samples of shape"):
+        rt.curvature_operator(net, "cross_entropy", (x, LABELS), wrt="a")
+
+
 def test_a_loss_that_compares_samples_later_on():
     net = mlp()
     x, y = numbers(40, 4), torch.arange(40) % 2

@@ -217,10 +217,10 @@ class EmpiricalRisk:
         self.found = first_look(
             self.net, self.loss, batches, run=run, note=self.note, mixes=self._mixes, watch=watch
         )
-        if watch.seen:
-            self._check_cuts(first.spread(EXAMPLES))
         if self.found.whole:
             self.keep_whole(self.found.whole)
+        if watch.seen:
+            self._check_cuts(first.spread(EXAMPLES) if self.splits else first)
         if gains_from_channels_last(self.net, first.ends().inputs):
             self._format = torch.channels_last
         if self._graph.needs_samples and self.reads_parameters:
@@ -259,7 +259,7 @@ class EmpiricalRisk:
         unreached = {name: p for name, p in named if name not in self._reached}
         if not unreached:
             return
-        few = batch.spread(EXAMPLES) if batch.is_pair else batch
+        few = batch.spread(EXAMPLES) if self.splits else batch
         self.note(check_reached(self.net, self.state, unreached, lambda: self.value(few)))
 
     def keep_whole(self, reason: str) -> None:
@@ -299,7 +299,7 @@ class EmpiricalRisk:
             wide.loss.function = copied(self.loss.function).double()
         known = trainable_by_name(wide.net)
         wide.parameters = [known[name] for name in self.names]
-        few = batch.ends() if batch.is_pair else batch
+        few = batch.ends() if self.splits else batch
         few = replace(few, content=few.placed, place=Place.of(wide.net))
         own = set(map(id, self.net.parameters()))
         if any(id(leaf) in own for leaf in leaves_of(wide.value(few))):

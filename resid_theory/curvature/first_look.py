@@ -22,6 +22,7 @@ from resid_theory.data.sample_look import (
     coupling,
     examples,
     naming_loss,
+    runs_whole,
 )
 from resid_theory.losses import (
     KnownWeighting,
@@ -68,7 +69,13 @@ def first_look(
     """Run a net on a few samples of one batch, or of two whose first has one sample."""
     few, more = examples(batches, 3 if loss.is_known else EXAMPLES)
     with unwritten_statistics(net):
-        output = run(few)
+        try:
+            output = run(few)
+        except ValueError:
+            few = more = batches[0]
+            if not runs_whole(partial(run, few)):
+                raise
+            output = run(few)
     check_output(loss, output, few.size)
     check_target(loss, output, batches[0])
     with watch:
@@ -101,7 +108,9 @@ def first_look(
         output = run(few)
         large = run_more()
     found.axes = SampleAxes.between(output, large, (few.size, more.size))
-    if not mixes:
+    if few is more:
+        found.whole = "net: takes the samples of a batch only all together, as the nodes of a graph"
+    elif not mixes:
         found.whole = coupling(found.axes, output, large)
     if not loss.is_known:
         check_repeatable("loss", net, lambda: loss_value(loss, large, more.target), note)

@@ -307,8 +307,8 @@ def record_graph(build: Callable[[], MatvecGraph], *, weigh: int) -> MatvecGraph
         try:
             storage = tensor.untyped_storage()
             held[storage.data_ptr()] = storage.nbytes()
-        except RuntimeError:  # a tensor of torch.func
-            held[id(tensor)] = tensor.nbytes
+        except RuntimeError:  # a tensor of torch.func, or a sparse one, which has no samples
+            held[id(tensor)] = tensor.nbytes if tensor.layout == torch.strided else 0
         return tensor, tensor._version
 
     def give(noted: tuple[Tensor, int]) -> Tensor:

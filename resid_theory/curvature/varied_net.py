@@ -62,7 +62,7 @@ def _found(net: nn.Module, whole: Batch, wrt: str) -> Tensor:
     module = net.get_submodule(wrt)
     with module.register_forward_hook(lambda m, a, o: outputs.append(o)):
         with preserved(net), torch.no_grad():
-            call_net(net, few.inputs)
+            few.try_call(net)
     if len(outputs) != 1:
         raise ValueError(
             f"wrt: module {wrt!r} runs {len(outputs)} times in a pass, needs one that runs once"

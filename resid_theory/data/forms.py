@@ -170,8 +170,9 @@ def _nest(argument: str, value: Any, size: int | None = None) -> Any:
             return value
     if isinstance(value, (tuple, list)) and value and all(map(is_array, value)):
         parts = [as_tensor(argument, part) for part in value]
-        lengths = {len(part) if part.dim() else None for part in parts}
-        if lengths == ({size} if size is not None else lengths - {None}) and len(lengths) == 1:
+        lengths = [len(part) if part.dim() else None for part in parts]
+        alike = len({*lengths}) == 1 and lengths[0] is not None
+        if lengths[0] == size or alike and size is None:  # others may belong to all samples
             return tuple(parts)
     return as_tensor(argument, value)
 

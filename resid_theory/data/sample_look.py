@@ -1,9 +1,10 @@
 """The samples of a net's outputs: along which axes they are, and whether they know each other."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -25,6 +26,14 @@ def examples(batches: Sequence[Batch], count: int) -> tuple[Batch, Batch]:
     if more.size <= 2:  # not both twice: that has the mean and the variance of both once
         more = more.joined(more.part(0, 1)) or more
     return (more.ends() if more.size > 2 else more.part(0, 1)), more
+
+
+def runs_whole(run: Callable[[], Any]) -> bool:
+    """True if a net runs on a whole batch, where it did not on a few samples of it."""
+    with suppress(Exception), torch.no_grad():
+        run()
+        return True
+    return False
 
 
 def coupling(axes: SampleAxes | None, few: Any, more: Any) -> str:

@@ -177,7 +177,8 @@ def _in_words(kind: tuple[Any, ...]) -> str:
 
 def _bits(*tensors: Tensor) -> list[Tensor]:
     """Memory of tensors of one shape as integers, in which nan is equal to itself."""
-    plain = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
+    plain = [t if t.layout == torch.strided else _entries(t) for t in tensors]
+    plain = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in plain]
     if not plain[0].is_floating_point():
         return plain
     size = plain[0].element_size()
@@ -188,6 +189,12 @@ def _bits(*tensors: Tensor) -> list[Tensor]:
     ):
         return [t.view(-1).view(torch.int64) for t in plain]
     return [t.view(_INTEGERS[size]) for t in plain]
+
+
+def _entries(sparse: Tensor) -> Tensor:
+    """Places and values of a sparse tensor."""
+    sparse = sparse.to_sparse_coo().coalesce()
+    return torch.cat([sparse.indices().flatten().double(), sparse.values().flatten()])
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

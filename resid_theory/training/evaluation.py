@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from resid_theory.data.sample_look import (
     coupling,
     examples,
     naming_loss,
+    runs_whole,
 )
 from resid_theory.losses import (
     KnownWeighting,
@@ -156,10 +158,19 @@ class _Totals:
         self, loss: Loss, top: list[int] | None, batches: Sequence[Batch], net: nn.Module
     ) -> None:
         few, more = examples(batches, EXAMPLES)
-        small, output = (loss.reads(some.try_call(net)) for some in (few, more))
         self.alone = [batch.sample_weight for batch in batches] == [None]
+        try:
+            small = loss.reads(few.try_call(net))
+        except ValueError:
+            if not (self.alone and runs_whole(partial(batches[0].call, net))):
+                raise
+            few = more = batches[0]  # as the nodes of a graph
+            small = loss.reads(few.try_call(net))
+        output = loss.reads(more.try_call(net))
         self._loss = loss.to(check_numbers(output, whole=self.alone).device, torch.float64)
-        axes = SampleAxes.between(small, output, (few.size, more.size))
+        axes = None
+        if few is not more:
+            axes = SampleAxes.between(small, output, (few.size, more.size))
         self._draws = bool(coupling(axes, small, output)) and any(
             map(moved, tensors_of(output), tensors_of(loss.reads(more.try_call(net))))
         )
