@@ -412,6 +412,12 @@ def test_a_folder_a_class(tree):
     assert_close(x.var((0, 2, 3), correction=0), torch.ones(3), atol=1e-12, rtol=0)
 
 
+def test_a_folder_that_is_none_is_told_from_an_empty_one(tmp_path):
+    for path, lacks in ((tmp_path / "no", "is no folder"), (tmp_path, "has no images in subf")):
+        with pytest.raises(FileNotFoundError, match=f"^path: {path} {lacks}"):
+            rt.load_image_folder(path)
+
+
 def test_images_of_two_sizes_name_the_other_one(tree):
     from PIL import Image
 

@@ -613,8 +613,20 @@ def test_every_curve_by_depth_needs_a_value_for_each():
         with pytest.raises(ValueError) as refused:
             plots.by_depth([2, 4], given.pop("measured"), **given, ylabel="number")
         assert str(refused.value) == (
-            f"{argument}: got {count} values of 'b' for 2 layers, needs one for each"
+            f"{argument}: got {count} values of 'b' for 2 places, needs one for each"
         )
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda x, nets, **more: plots.by_depth(x, nets, ylabel="y", **more), plots.flow_curve],
+    ids=["by_depth", "flow_curve"],
+)
+def test_curves_that_would_not_be_drawn_are_refused(draw):
+    with pytest.raises(ValueError, match="^predicted: unknown name 'b'; .*choose from 'a'"):
+        draw([1, 2], {"a": [1, 2]}, predicted={"b": [1, 2]})
+    with pytest.raises(ValueError, match="got list, needs values by name of the net"):
+        draw([1, 2], [1, 2])
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,8 @@ def batch_spectra(
         each.append(largest(every.only(part), number))
     if len(sizes) < 2:
         raise ValueError(
-            f"batch: the data are one batch of {sizes[0]} samples, needs several; pass batch=, or "
-            "a loader"
+            f"batch: got {batch}, which leaves the data in one batch of {sizes[0]} samples; needs "
+            "fewer in each, or a loader"
         )
     whole, products, title = largest(every, 0)
     return BatchSpectra(

@@ -407,10 +407,12 @@ class Data:
         if given is None:
             return None
         weights = as_tensor("sample_weight", given).double()
-        if weights.shape != (size,) or not bool((weights >= 0).all() & weights.isfinite().all()):
+        wrong = weights[~((weights >= 0) & weights.isfinite())].tolist()
+        if weights.shape != (size,) or wrong:
+            shown = f" with {wrong[0]:g}" if wrong else ""
             raise ValueError(
-                f"sample_weight: got shape {tuple(weights.shape)} for {size} samples, needs one "
-                "finite number of at least 0 for each"
+                f"sample_weight: got shape {tuple(weights.shape)}{shown} for {size} samples, needs "
+                "one finite number of at least 0 for each"
             )
         return weights
 

@@ -45,8 +45,9 @@ def load_image_folder(
         if file.suffix.lower() in _ENDINGS
     ]
     if not found:
+        lacks = "has no images in subfolders" if path.is_dir() else "is no folder"
         raise FileNotFoundError(
-            f"path: {path} has no images in subfolders; needs one folder per class, with files "
+            f"path: {path} {lacks}; needs one folder per class, with files "
             f"ending in {', '.join(sorted(_ENDINGS))}"
         )
     if size is not None:

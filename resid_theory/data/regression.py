@@ -37,8 +37,9 @@ class Regression:
                 )
             if given.dim() != 2 or given.numel() == 0 or not given.is_floating_point():
                 raise ValueError(
-                    f"{name}: got shape {tuple(given.shape)} and dtype {given.dtype}, "
-                    "needs a non-empty floating-point matrix (samples, features)"
+                    f"{name}: got shape {tuple(given.shape)} and dtype {given.dtype}, needs a "
+                    "non-empty floating-point matrix (samples, features); of class labels, rows by "
+                    "rt.data.one_hot"
                 )
             check_finite(name, given)
         if len(self.x) != len(self.y):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
+from resid_theory._check import check_choice
 from resid_theory.plots.canvas import MARKERS, SERIES, legend_above, log_ticks, open_axes
 
 
@@ -29,16 +30,11 @@ def by_depth(
         The axes.
 
     Raises:
-        ValueError: If a curve has another number of values than there are layers.
+        ValueError: If a curve has another number of values than there are layers, or a prediction
+            another name.
     """
     lines = predicted or {}
-    for argument, curves in (("measured", measured), ("predicted", lines)):
-        for net, values in curves.items():
-            if len(values) != len(layers):
-                raise ValueError(
-                    f"{argument}: got {len(values)} values of {net!r} for {len(layers)} layers, "
-                    "needs one for each"
-                )
+    _check_curves(len(layers), measured=measured, predicted=lines)
     ax = open_axes(ax)
     for number, (net, values) in enumerate(measured.items()):
         color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
@@ -78,10 +74,16 @@ def flow_curve(
     Returns:
         The axes.
 
+    Raises:
+        ValueError: If a curve has another number of values than there are positions, or an error or
+            a prediction another name.
+
     Source:
         Yu & Tomasi, arXiv:1905.10944, Figures 11 and 12.
     """
-    ax, lines = open_axes(ax), predicted or {}
+    lines = predicted or {}
+    _check_curves(len(positions), shares=shares, errors=errors or {}, predicted=lines)
+    ax = open_axes(ax)
     for number, (net, values) in enumerate(shares.items()):
         color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
         bars = (errors or {}).get(net)
@@ -93,6 +95,23 @@ def flow_curve(
     title = "markers measured, lines predicted" if lines else None
     legend_above(ax, title=title)
     return ax
+
+
+def _check_curves(count: int, **curves: Mapping[str, Sequence[float]]) -> None:
+    """Raise a ValueError unless curves have ``count`` values, and the first ones all names."""
+    names: list[str] = []
+    for argument, given in curves.items():
+        if not isinstance(given, Mapping):
+            kind = type(given).__name__
+            raise ValueError(f"{argument}: got {kind}, needs values by name of the net")
+        names = names or list(given)
+        for net, values in given.items():
+            check_choice(argument, net, names)
+            if len(values) != count:
+                raise ValueError(
+                    f"{argument}: got {len(values)} values of {net!r} for {count} places, needs "
+                    "one for each"
+                )
 
 
 def _drawable(values: Sequence[float]) -> list[float]:
