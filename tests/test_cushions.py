@@ -174,14 +174,15 @@ class Waves(nn.Module):
         return torch.view_as_real(self.conv(torch.complex(x, x.flip(2)))).flatten(1)
 
 
+@pytest.mark.parametrize("scale", [1, 1e-200])
 @pytest.mark.parametrize("norm", ["kernel", "operator"])
-def test_complex_kernels_have_complex_norms(norm):
+def test_complex_kernels_have_complex_norms(norm, scale):
     net, x = Waves(), noise(4, 2, 6)
     z = torch.complex(x, x.flip(2))
     dense = matrix(net.conv, z)
     size = net.conv.weight.norm() if norm == "kernel" else dense.norm()
     exact = (z.flatten(1) @ dense.T).norm(dim=1) / z.flatten(1).norm(dim=1) / size
-    found = rt.layer_cushions(net, x, norm=norm)
+    found = rt.layer_cushions(net, scale * x, norm=norm)
     assert found.layers == ("conv",) and relative_error(found.values[0], exact.detach()) < EXACT
 
 

@@ -309,6 +309,21 @@ def test_weight_decay_in_a_sum_counts_once(matrix):
         rt.curvature_operator(net, decayed, weighted, matrix=matrix)
 
 
+@pytest.mark.parametrize("gap", [1e-4, 1e-9])
+def test_a_sum_is_one_where_the_net_fits(gap):
+    net = mlp()
+    target = net(VECTORS).detach() + gap
+
+    def squares(output, target):
+        return (output - target).square().sum()
+
+    exact = oracles.hessian_by_nested_gradients(
+        squares(net(VECTORS), target), list(net.parameters())
+    )
+    for data in ((VECTORS, target), batched(VECTORS, target)):
+        assert relative_error(rt.curvature_operator(net, squares, data).dense(), exact) <= HESSIAN
+
+
 @pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "empirical_fisher"])
 def test_weight_decay_adds_to_the_diagonal(matrix):
     net, data = mlp(), batched(VECTORS, LABELS)

@@ -96,6 +96,13 @@ def test_refusals(labels, top, says):
         rt.evaluate(constant([0.0, 1.0, 2.0]), (torch.zeros(2, 1), torch.tensor(labels)), top=top)
 
 
+def test_labels_whose_class_weighs_nothing_do_not_count():
+    net, data = constant([0.0, 1.0, 2.0]), (torch.zeros(2, 1), torch.tensor([1, 1]))
+    for loss in (torch.nn.NLLLoss, torch.nn.CrossEntropyLoss):
+        with pytest.raises(ValueError, match="no target counts"):
+            rt.evaluate(net, data, loss=loss(torch.tensor([1.0, 0.0, 2.0])))
+
+
 def test_errors_need_not_be_measured():
     data = torch.zeros(3, 1), torch.arange(3)
     found = rt.evaluate(constant([0.0, 1.0, 2.0]), data, top=())

@@ -310,6 +310,15 @@ def test_precisions_follow_float64(precision, channels_last):
     assert 0 < difference(exact, rough.double()) < {"float32": 1e-5, "bf16": 2e-2}[precision]
 
 
+def test_an_autocast_around_a_training_keeps_no_old_casts():
+    recipe = RECIPE.change(precision="bf16")
+    alone, inside = conv_net(), conv_net()
+    fit(alone, recipe=recipe)
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        fit(inside, recipe=recipe)
+    assert difference(alone, inside) == 0
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_channels_come_last_if_asked_for(channels_last):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 10))

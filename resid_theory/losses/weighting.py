@@ -86,7 +86,7 @@ class Weighting:
         if self._guessed:
             raise NoWeighting("some parts have no gradient at all, others have one")
         everything = part.append(self._one)
-        self.sums = everything.is_sum and not everything.is_mean
+        self.sums = everything.is_sum
         self.once = everything.once if self.sums else 0.0
         self._last = part
         total, order, half = self._weight(part), part.order(), part.samples // 2

@@ -77,6 +77,8 @@ def row_norms(x: Tensor) -> Tensor:
     """Euclidean norms of the rows of a matrix, float64, without over- or underflow."""
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
+    if x.is_complex():
+        x = torch.view_as_real(x).flatten(1)
     norms = torch.linalg.vector_norm(x, dim=1)
     low = math.sqrt(torch.finfo(x.dtype).tiny / torch.finfo(x.dtype).eps)
     # A square below `low` lost digits, one above the largest number is inf: scale those rows.
