@@ -285,6 +285,12 @@ def test_what_is_printed_is_what_json_says(capsys, monkeypatch, verb):
     assert [line.rstrip() for line in said.splitlines()] == expected and len(rows) > 8
 
 
+def test_a_long_run_says_how_long(capsys, monkeypatch):
+    monkeypatch.setattr("resid_theory.runtime.resources.matmul_rate", lambda device: 1e5)
+    said = printed(capsys, "spectrum", "--blocks", 1, "--seeds", 2)  # 2.5 * 200³ / 1e5 s each
+    assert said.splitlines()[0].endswith(" MiB, about 7 min")
+
+
 NOTES = {
     "--init zero": "Predicted: the Hessian at zero weights; strict saddle: the smallest ",
     "--init zero --mid relu": "Predicted: the Hessian at zero weights; ",
