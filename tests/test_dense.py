@@ -545,6 +545,25 @@ def test_outputs_without_a_doubt_are_named_among_the_causes():
         rt.curvature_operator(net, "cross_entropy", (x, net(x).argmax(1)))
 
 
+def test_a_bias_that_a_softmax_takes_away_has_zeros_within_error_bars():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.queries, self.keys, self.head = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            return self.head((self.queries(x) @ self.keys(x).mT).softmax(-1) @ x).mean(1)
+
+    torch.manual_seed(0)
+    net, data = Attention().requires_grad_(False), (torch.randn(8, 5, 4), torch.arange(8) % 4)
+    net.keys.bias.requires_grad_(True)
+    report = rt.spectrum(net, "cross_entropy", data, k=1, method="matrix-free")
+    assert "a softmax takes away" in str(report)
+    for number in (*report.largest, *report.smallest, report.trace):
+        assert -1e-13 < number.low <= 0 <= number.high < 1e-13
+    assert rt.hessian(net, "cross_entropy", data, method="columns").abs().max() < 1e-15
+
+
 # -- methods, memory, chunks -----------------------------------------------------------------------
 
 REFUSED = {

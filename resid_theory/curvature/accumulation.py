@@ -15,6 +15,7 @@ from resid_theory.curvature.forward_checks import NoSecondDerivative, check_twic
 from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.curvature.rounding import (
     NOT_SYMMETRIC,
+    ZERO,
     asymmetry,
     measured_error,
     symmetric_in_float64,
@@ -56,6 +57,7 @@ class BatchSum:
     ) -> None:  # fmt: skip
         self.risk, self.chunk, self.limit, self._progress = risk, chunk, limit, progress
         self.engine, self._fixed = engine, engine != "auto"
+        self._zero: MatrixError | None = None
         size = sum(parameter.numel() for parameter in risk.parameters)
         with risk.measuring():
             self.total = torch.zeros(1 + size, dtype=torch.float64, device=risk.device)
@@ -129,6 +131,8 @@ class BatchSum:
     def error(self) -> MatrixError | None:
         """Measure the difference from the matrix in float64; None for a net in float64."""
         self.check_unchanged()
+        if self._zero:
+            return self._zero
         risk = self.risk
         few = (_SMALL - self._held_bytes(0)) // self.sample_bytes
         with risk.measuring():
@@ -179,8 +183,14 @@ class BatchSum:
                 "the Gauss-Newton matrix is zero, because the loss is linear in the outputs; of "
                 "log-probabilities take the logits as outputs, and the loss 'cross_entropy'"
             )
-        if gap:
-            kind, why = graph.parameters[0].dtype, NOT_SYMMETRIC
+        kind, why = graph.parameters[0].dtype, NOT_SYMMETRIC
+        least = 4 * torch.finfo(kind).eps * abs(float(graph.value))
+        if gap and float((vectors @ products.mT).abs().max()) <= least:
+            self.risk.note(ZERO)
+            self._zero = MatrixError(
+                spectral=least, frobenius=least * size**0.5, trace=least * size
+            )
+        elif gap:
             if symmetric_in_float64(self.risk, batch, count, vectors):
                 why = f"but in float64 they are: {kind} is too coarse here, pass net.double()"
             raise ValueError(

@@ -17,6 +17,10 @@ NOT_SYMMETRIC = (
     "written by hand, an operation that torch differentiates correctly only once, and outputs so "
     "certain, with a loss near zero, that their derivatives are nothing but round-off"
 )
+ZERO = (
+    "second derivatives of the first samples are zeros but for the round-off of their loss, as in "
+    "biases that a norm or a softmax takes away"
+)
 _LEAST, _MOST = 2, 16  # samples that are compared; more where their graph is small
 _SHARE = 48  # one sample in 48 costs as much as half a product
 # The samples compared are few, and the vectors four. Over fully connected and convolutional nets
