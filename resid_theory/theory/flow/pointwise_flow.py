@@ -98,9 +98,9 @@ class TrivialFlow:
 
         Residual: :math:`p^m c(\sigma_X / \sigma_Y)`, with :math:`\sigma_X^2 = 1 + m \sigma^2` and
         :math:`\sigma_Y^2 = (n-1) \sigma^2 \sum_{t=1}^m p^t` in units of σ_s²: first order in Δ, and
-        good to 0.03 where n m σ² < 0.1 and p > 0.4. Plain: p c(1 / √(p (n - 1))), which takes the
-        channel's own flow as normal though it is a product of two normal numbers. Masks are
-        independent whatever ``persistent`` says.
+        good to 0.03 where n ≥ 64, n m σ² < 0.1 and p > 0.4. Plain: p c(1 / √(p (n - 1))), which
+        takes the channel's own flow as normal though it is a product of two normal numbers. Masks
+        are independent whatever ``persistent`` says.
 
         Returns:
             Float64 in [0, 1].
@@ -131,8 +131,9 @@ class TrivialFlow:
 
         Returns:
             Float64 in [0, 1]. For residual nets within 0.02 of the simulation for n = 64, σ = 0.01,
-            p = 0.97, also where one of them is changed within n ≥ 4, σ ≤ 0.1, p ≥ 0.1; with few
-            channels and p well below 1 it can fail by 0.2.
+            p = 0.97 and up to 20 layers, also where one of the three is changed within n ≥ 4,
+            σ ≤ 0.1, p ≥ 0.1; with few channels and p to the power m well below 1 it can fail by
+            0.2.
         """
         n, p = self.channels, self.open_share
         above = torch.arange(self.layers + 1, dtype=torch.float64)
