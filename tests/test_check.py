@@ -233,7 +233,7 @@ ONCE = rt.Recipe(epochs=1, batch=2, milestones=(), augmentation="none")
 SLIPS = {
     "data before loss": (
         lambda: rt.spectrum(LINEAR, PAIR, "cross_entropy"),
-        r"^loss: unknown name \(tensor.{,90}; choose from",
+        "^loss: got tuple, needs a name, a function or a loss of torch.nn$",
     ),
     "class of a loss": (
         lambda: rt.spectrum(LINEAR, nn.CrossEntropyLoss, PAIR),

@@ -584,7 +584,10 @@ def test_a_run_says_seeds_epochs_and_seconds():
         name: [line.get(name) for line in run.metrics]
         for name in ("epoch", "step", "net", "penalty", "lr", "loss", "error")
     }
-    assert run.column("lr", 1) == [] and len(run.column("lr")) == 2
+    assert len(run.column("lr")) == 2
+    for wrong, told in ((("los",), "name: unknown name 'los'"), (("lr", 1), "net: got 1, needs")):
+        with pytest.raises(ValueError, match=f"^{told}"):
+            run.column(*wrong)
 
 
 class Callable:

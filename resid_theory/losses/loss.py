@@ -110,7 +110,7 @@ class Loss:
             The loss; one that is given comes back as it is.
 
         Raises:
-            ValueError: If a name is unknown, or a class is given instead of one of its objects.
+            ValueError: If a name is unknown, or what is given is no loss, or the class of one.
         """
         if isinstance(given, Loss):
             return given
@@ -121,6 +121,9 @@ class Loss:
             made = Loss(given, **formula, likelihood=likelihood_of(given))
             made._reads_tensor = bool(formula)
             return made
+        if not isinstance(given, str):
+            kind = type(given).__name__
+            raise ValueError(f"loss: got {kind}, needs a name, a function or a loss of torch.nn")
         return LOSSES[check_choice("loss", given, list(LOSSES))]
 
     @property

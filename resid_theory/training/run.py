@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from resid_theory._check import check_choice
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.runtime.result import Columns, Result
 from resid_theory.training.checkpoint import Folder
@@ -102,7 +103,13 @@ class Run(Result):
 
         Returns:
             Its values in the order of the lines that have it.
+
+        Raises:
+            ValueError: If no line has such a key, or there is no net of this number.
         """
+        check_choice("name", name, list(self.table()))
+        if net not in range(len(self.seeds)):
+            raise ValueError(f"net: got {net}, needs a number below {len(self.seeds)}")
         return [line[name] for line in self.metrics if line["net"] == net and name in line]
 
 
