@@ -233,7 +233,7 @@ class Layout:
     def dense(cls, weights: Any, *, branch: int = 2, name: str = "dense") -> "Layout":
         r"""Dense mixing after each block, as in DenseFormer.
 
-        With :math:`x_0 = y_0 = w_{00} v_0` the blocks keep their own shortcut,
+        With :math:`x_0 = v_0, y_0 = w_{00} v_0` the blocks keep their own shortcut,
         :math:`x_k = y_{k-1} + F_k(y_{k-1})`, and :math:`y_k = \sum_{j \le k} w_{kj} x_j`.
 
         Args:
