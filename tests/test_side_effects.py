@@ -521,6 +521,25 @@ def test_sparse_gradients_are_a_format_only(matrix):
     assert torch.equal(measured(True), measured(False))
 
 
+def test_sparse_gradients_decay_and_have_momentum_as_dense_ones(tmp_path):
+    def trained(sparse):
+        net = made(
+            lambda: nn.Sequential(nn.Embedding(7, 4, sparse=sparse), nn.Flatten(), nn.Linear(8, 3))
+        )
+        net.register_buffer("table", torch.eye(3).to_sparse())
+        data = torch.arange(12).view(6, 2) % 7, torch.arange(6) % 3
+        recipe = rt.Recipe(epochs=2, batch=3, milestones=(), augmentation="none", weight_decay=0.1)
+        assert rt.check_equivalence(net, net, data, loss="cross_entropy").gradients == 0
+        rt.train(net, data, recipe, seed=0, progress=False)
+        with pytest.raises(
+            ValueError, match="^out: files hold dense tensors only, and buffer 'tab"
+        ):
+            rt.train(net, data, recipe, seed=0, progress=False, out=tmp_path)
+        return net[0].weight
+
+    assert torch.equal(trained(True), trained(False))
+
+
 @pytest.mark.parametrize("of", ["output", "batch"])
 def test_a_loss_that_reads_the_net_is_not_measured_on_a_copy(of, data):
     net = made(Scaled).float()

@@ -186,7 +186,7 @@ def check_equivalence(
         inputs.add(a[1], b[1])
         for total, each in zip(totals, (a, b), strict=True):
             for name, gradient in each[2].items():
-                total[name] = total.get(name, 0) + batch.size * gradient
+                total[name] = total.get(name, 0) + batch.size * gradient.to_dense()
         if len(kept) < steps:
             kept.append(parts)
     if not outputs.largest:

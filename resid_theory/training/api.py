@@ -224,6 +224,11 @@ def _train(
         net.to(device=settings.device, dtype=dtype if real else None)
         if real and dtypes != {dtype}:
             casts[f"the net is cast from {dtypes.pop()} to the recipe's {dtype}"] = None
+        sparse = [
+            n for n, b in net.named_buffers() if settings.folder and b.layout != torch.strided
+        ]
+        if sparse:
+            raise ValueError(f"out: files hold dense tensors only, and buffer {sparse[0]!r} is not")
         if recipe.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     first, *others = nets

@@ -177,7 +177,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """The sha256 over values, types and shapes of tensors in a fixed order, in hexadecimal."""
     total = hashlib.sha256()
     for tensor in tensors:
-        flat = tensor.cpu().contiguous().flatten()
+        flat = tensor.to_dense().cpu().contiguous().flatten()
         total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(flat.view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ class NetGroup:
             if parameter.requires_grad
         }
         self._weights = [DiracWeights(net) for net in nets]
+        layers = (layer for net in nets for layer in net.modules())
+        self._sparse = [layer for layer in layers if getattr(layer, "sparse", False) is True]
 
     def output(self, net: nn.Module, x: Any) -> Any:
         """The part of a net's output that the loss reads."""
@@ -87,6 +90,9 @@ class NetGroup:
                 output = self.output(net, x)
                 loss = self.value(output, target, weights)
                 loss.backward()
+                for parameter in chain.from_iterable(layer.parameters() for layer in self._sparse):
+                    if parameter.grad is not None:  # sparse ones take no momentum, nor decay
+                        parameter.grad = parameter.grad.to_dense()
                 losses.append(loss.detach())
                 if labels is None:
                     wrong.append(torch.zeros_like(loss))
@@ -131,10 +137,7 @@ def optimizer_of(group: NetGroup, recipe: Recipe) -> torch.optim.Optimizer:
         if part
     ]
     # One operation for all tensors, which reads the rate, in float32, from the device.
-    sparse = any(getattr(m, "sparse", False) for net in group.nets for m in net.modules())
-    fused = not sparse and all(
-        p.is_cuda and p.dtype == torch.float32 for p in group.parameters.values()
-    )
+    fused = all(p.is_cuda and p.dtype == torch.float32 for p in group.parameters.values())
     device = next(iter(group.parameters.values())).device
     rate = torch.tensor(recipe.lr, dtype=torch.float32, device=device) if fused else recipe.lr
     return torch.optim.SGD(
