@@ -126,7 +126,7 @@ plots.hessian_pattern(block=None, ax=None, title=None)
 plots.interpolation_path(ax=None, title=None)
 plots.png(dpi=150)
 plots.spectral_density(exact=None, scale='linear', width=None, unit='loss / weight²', ax=None)
-plots.spectrum(predicted=None, label='measured', color='#56b4e9', unit='loss / weight²', ax=None)
+plots.spectrum(predicted=None, label=None, color=None, unit='loss / weight²', ax=None)
 plots.zero_point(drawing=None)
 stability.activation_contraction(batch=256, device=None)
 stability.activation_noise(start=0, levels=(0.001, 0.01, 0.1, 1.0), draws=10, probes=30,

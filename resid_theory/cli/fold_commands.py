@@ -77,7 +77,7 @@ def evaluate(
     state_dict: StateDict = None,
     split: Annotated[str, typer.Option(help="test or train; of a named set.")] = "test",
     samples: Annotated[
-        int | None, typer.Option(help="Images: the first so many; of a folder, drawn.")
+        int | None, typer.Option(help="Images: the first of a set; of a folder, drawn.")
     ] = None,
     size: Size = None,
     shorter: Annotated[

@@ -43,7 +43,7 @@ Samples = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, help="Of everything drawn: probes, images, weights of --model.")
+    int, typer.Option(min=0, help="Of all that is drawn: probes, images, weights of --model.")
 ]
 _LARGE = 5000  # parameters; above, products are counted and timed before the run
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="File for the figure.")]

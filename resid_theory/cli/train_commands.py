@@ -229,8 +229,9 @@ def _content(run: "Run", data: str, samples: int, tests: int | None) -> dict[str
 
 
 def _table(content: Mapping[str, Any]) -> None:
+    epochs = f"{content['epoch']} epoch{'s' * (content['epoch'] != 1)}"
     say(
-        f"P = {content['parameters']:,}, {content['epoch']} epochs of {content['samples']:,} "
+        f"P = {content['parameters']:,}, {epochs} of {content['samples']:,} "
         f"images in {content['seconds']:.1f} s on {content['device']}"
     )
     rows = [("", "loss (nats)", "error (share)")]

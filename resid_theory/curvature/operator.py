@@ -273,8 +273,9 @@ def curvature_operator(
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
         weight_decay: λ of a penalty λ/2 |θ|² over the parameters chosen, which adds λ to the
             diagonal of every matrix, and its own parts to loss and gradient.
-        chunk: Most samples of a batch that are differentiated together; None chooses by the memory
-            a sample's graph takes. Batches whose samples depend on one another are never split.
+        chunk: Most samples of a batch that are differentiated together; by default as many as the
+            memory of their graphs allows. Batches whose samples depend on one another are never
+            split.
         accumulate: Precision in which chunks are added, ``"float64"`` or ``"float32"``, and dtype
             of the results.
         engine: ``"retained"`` keeps graphs, ``"rebuilt"`` makes them for every product; ``"auto"``

@@ -62,10 +62,10 @@ def spectrum(
     Args:
         net: Any module, measured in eval mode and left as it was; or an operator.
         loss: ``"square"``, ``"cross_entropy"``, or a callable, as `curvature_operator` takes it.
-            Left out for an operator, which has its own, as has it data.
+            Left out for an operator, which has its own, as it has data.
         data: A pair (x, y), an object with ``.x`` and ``.y``, images, a loader or a list of pairs.
-        matrix: ``"hessian"``, which None stands for, ``"gauss_newton"``, ``"fisher"``,
-            ``"fisher_mc"`` (one draw) or ``"empirical_fisher"``.
+        matrix: ``"hessian"`` by default, ``"gauss_newton"``, ``"fisher"``, ``"fisher_mc"`` or
+            ``"empirical_fisher"``.
         weight_decay: λ of a penalty λ/2 |θ|², which adds λ to every eigenvalue.
         k: Number of eigenvalues at each end.
         density: Whether to estimate the density, the index and the condition number where they are

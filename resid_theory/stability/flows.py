@@ -125,7 +125,7 @@ def dominant_flows(
         statistic: ``"mean"``, ``"ratio_of_means"`` or ``"median"``.
         rule: Identity assumed in convolutions whose design has none: ``"repeat"``, ``"truncate"``,
             or None, at which paths end there.
-        batch: Samples in one pass; None chooses by memory.
+        batch: Samples in one pass; by default as many as memory allows.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
