@@ -51,7 +51,8 @@ def test_weights_of_samples_and_other_matrices(problem):
     A = rt.curvature_operator(net, "cross_entropy", data, wrt="inputs")
     expected = exact(net, x, y, 0, weights)
     assert float((A.dense() - expected).norm()) <= HESSIAN * float(expected.norm())
-    newton = rt.curvature_operator(net, "cross_entropy", (x, y), wrt="2", matrix="gauss_newton")
+    with torch.inference_mode():
+        newton = rt.curvature_operator(net, "cross_entropy", (x, y), wrt="2", matrix="gauss_newton")
     expected = exact(net, x, y, 3)  # behind the last activation the net is linear
     assert float((newton.dense() - expected).norm()) <= HESSIAN * float(expected.norm())
 

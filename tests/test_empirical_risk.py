@@ -417,6 +417,8 @@ def test_samples_that_know_each_other_stay_together(kind):
             parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
             with pytest.raises(ValueError, match=f'{message}.*pass all in one batch .*of="batch"'):
                 call(net, loss, parts)
+    with pytest.raises(ValueError, match=f"{message}.*pass all in one batch"):
+        rt.evaluate(net, parts, loss=loss)
     with pytest.raises(ValueError, match="^chunk: got 3, but a batch of 8 samples cannot be split"):
         rt.curvature_operator(net, loss, (x, y), chunk=3)
     with pytest.raises(

@@ -33,6 +33,7 @@ class VariedNet(nn.Module):
             return call_net(self.net, x)
 
 
+@torch.inference_mode(False)
 def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Data]:
     """A module whose one parameter displaces inputs or a module's outputs, and its data."""
     check_choice("wrt", wrt, ["parameters", "inputs", *(n for n, _ in net.named_modules() if n)])

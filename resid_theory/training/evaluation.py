@@ -23,6 +23,7 @@ from resid_theory.losses import (
     KnownWeighting,
     Loss,
     LossLike,
+    NoWeighting,
     SampleAxes,
     Weighting,
     check_scalar,
@@ -36,6 +37,10 @@ from resid_theory.runtime.result import Columns, Result
 
 _ALIKE = "in errors each label counts once: weights of samples are in the loss alone"
 _DRAWS = "the net draws random numbers in eval mode: these are those of one draw, batch by batch"
+_WHOLE = (
+    ", so the losses of batches do not make that of all samples; pass all in one batch (x, y), "
+    "with batch= of their number"
+)
 _USUAL = (1, 5)  # values of k, of which those are measured that there are classes for
 
 
@@ -181,7 +186,10 @@ class _Totals:
         self._weighting: Weighting = KnownWeighting(loss)
         if not (loss.is_known or self.alone):
             self._weighting = Weighting(loss, axes)
-            self._weighting.learn(output, target, more.size)
+            try:
+                self._weighting.learn(output, target, more.size)
+            except NoWeighting as error:
+                raise ValueError(f"{error}{_WHOLE}") from error
         self._wrong: dict[int, int] = {}
         if labels is not None:
             axis = class_axis(output, labels)
@@ -204,10 +212,7 @@ class _Totals:
         """Refuse outputs that depend on the other samples of one of several batches."""
         whole = coupling(axes, few, more)
         if whole and not (self.alone or self._draws):
-            raise ValueError(
-                f"{whole}, so the losses of batches do not make that of all samples; pass "
-                "all in one batch (x, y), with batch= of their number"
-            )
+            raise ValueError(f"{whole}{_WHOLE}")
 
     def add(self, batch: Batch, output: Any) -> None:
         """Add a batch."""
