@@ -676,6 +676,14 @@ def test_a_loss_of_net_and_batch_may_bring_its_weights():
     assert relative_error(rt.hessian(net, loss, batches), exact) <= HESSIAN
 
 
+def test_batches_that_do_not_tell_what_they_count_cause_a_warning():
+    batches = [{"size": torch.tensor([4, 4]), "x": x} for x in (VECTORS[:5], VECTORS[5:])]
+    loss = rt.Loss(lambda net, batch: net(batch["x"]).square().mean(), of="batch")
+    with pytest.warns(UserWarning, match="^data: batches count by the lengths of their first"):
+        rt.hessian(mlp(), loss, batches)
+    rt.hessian(mlp(), loss, [{**batch, "size": torch.ones(5)} for batch in batches[:1] * 2])
+
+
 MARKED = rt.Loss(lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), of="batch")
 REFUSED = {
     "bare pair": ({"loss": MARKED}, r"^data: got a bare pair, needs a list of batches"),

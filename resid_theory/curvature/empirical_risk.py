@@ -15,6 +15,7 @@ from resid_theory._check import check_choice, check_finite, check_within
 from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.curvature.first_look import (
     Findings,
+    check_counts,
     check_target,
     first_look,
     input_kinds,
@@ -201,7 +202,7 @@ class EmpiricalRisk:
                     'in one batch (x, y), or rt.Loss(loss, of="batch"), which takes batches as '
                     "they are"
                 )
-        yield from chain(begun, stream)
+        yield from check_counts(self.loss, chain(begun, stream))
         self._checks = False
 
     def look(self, batches: Sequence[Batch]) -> None:

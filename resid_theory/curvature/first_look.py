@@ -1,6 +1,7 @@
 """A look at the outputs and the loss of a few samples, before the work."""
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -157,6 +158,24 @@ def check_batches(risk: Any, batches: Iterable[Batch]) -> None:
             found.kinds, found.output = kinds, risk.run(few)
             check_output(risk.loss, found.output, few.size)
         check_target(risk.loss, found.output, batch)
+
+
+def check_counts(loss: Loss, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches, with a warning if a loss of (net, batch) does not tell what they count."""
+    known: list[int] = []
+    told = not loss.takes_batches or loss.weights is not None or loss.sums
+    for batch in batches:
+        lengths = [len(tensor) for tensor in tensors_of(batch.content) if tensor.dim()]
+        known = known or lengths
+        pairs = zip(lengths, known, strict=False)
+        if not told and any(now * known[0] != then * lengths[0] for now, then in pairs):
+            told = True
+            warnings.warn(
+                "data: batches count by the lengths of their first tensors, and those of others "
+                "grow otherwise; rt.Loss(loss, of='batch', weights=) says what a batch counts",
+                stacklevel=2,
+            )
+        yield batch
 
 
 def loss_value(loss: Loss, output: Any, target: Any) -> Tensor:
