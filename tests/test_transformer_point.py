@@ -900,6 +900,14 @@ def test_wrong_numbers(make, words):
         make(torch.ones(2, 5, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_of_any_precision_have_the_rank_of_what_a_norm_leaves(dtype):
+    g, z = torch.randn(2, 20, 5, 8, dtype=dtype)
+    z = F.layer_norm(z, (8,))  # without a mean, so that each hidden unit has a change without force
+    branches = [Branch.attention(g, z, heads=2, causal=True), Branch.mlp(g, z, hidden=3)]
+    assert transformer_zero_point(branches).spectrum.rank == 2 * 7 * (8 + 3)
+
+
 def test_biases_of_all_branches_shift_the_stream_alike():
     g, z = torch.randn(2, 5, 4)
     skew = torch.randn(3, 3)

@@ -29,6 +29,8 @@ from resid_theory.theory.zero_weights.zero_point_statistics import (
     resolution_of,
 )
 
+_EPS = 16 * torch.finfo(torch.float64).eps  # of what went backward through norms
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Branch(Storable):
@@ -41,6 +43,7 @@ class Branch(Storable):
             The rows of heads that share keys and values stand below one another.
         units: Number of hidden units in each group.
         flat: Numbers of weights whose rows of the Hessian are zero, by kind.
+        eps: Relative accuracy of the numbers, that of gradients in float64 by default.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Branch(Storable):
     correlations: tuple[Tensor, ...]
     units: tuple[int, ...]
     flat: dict[str, int]
+    eps: float = _EPS
 
     @classmethod
     def attention(
@@ -75,7 +79,7 @@ class Branch(Storable):
         Raises:
             ValueError: If shapes or counts do not fit.
         """
-        g, z = _pair(gradient, inputs)
+        g, z, eps = _pair(gradient, inputs)
         tokens, d = g.shape[-2:]
         count = check_int("heads", heads)
         groups = count if kv_heads is None else check_int("kv_heads", kv_heads)
@@ -108,7 +112,7 @@ class Branch(Storable):
             )
         return cls(
             name=name, kind="value, output", correlations=correlations, units=units,
-            flat={"query, key": (count + groups) * width * z.shape[-1]},
+            flat={"query, key": (count + groups) * width * z.shape[-1]}, eps=eps,
         )  # fmt: skip
 
     @classmethod
@@ -133,14 +137,14 @@ class Branch(Storable):
         Raises:
             ValueError: If shapes or counts do not fit.
         """
-        g, z = _pair(gradient, inputs)
+        g, z, eps = _pair(gradient, inputs)
         h = check_int("hidden", hidden)
         factor = torch.tensor(float(slope), dtype=torch.float64)
         B = check_finite("slope", factor) * _outer(g, _with_one(z, bias))
         if gated:
             flat = {"gate, up, down": h * (2 * B.shape[1] + B.shape[0])}
             return cls(name=name, kind="gate, up, down", correlations=(), units=(), flat=flat)
-        return cls(name=name, kind="up, down", correlations=(B,), units=(h,), flat={})
+        return cls(name=name, kind="up, down", correlations=(B,), units=(h,), flat={}, eps=eps)
 
     @property
     def spectrum(self) -> Spectrum | None:
@@ -149,7 +153,7 @@ class Branch(Storable):
             return None
         pairs = zip(self.correlations, self.units, strict=True)
         size = sum(units * sum(B.shape) for B, units in pairs)
-        return pair_spectrum(self.correlations, self.units, size)
+        return pair_spectrum(self.correlations, self.units, size, eps=self.eps)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -282,21 +286,24 @@ def transformer_zero_point(
         if M.dim() != 2 or M.shape[0] != M.shape[1]:
             raise ValueError(f"shift: got shape {tuple(M.shape)}, needs (d, d)")
         values = count * torch.linalg.eigvalsh((M + M.mT) / 2)
-        shifts = merged([padded(values, count * len(M), resolution_of(M))])
+        shifts = merged([padded(values, count * len(M), resolution_of(M, _EPS))])
     return TransformerPoint(branches=tuple(branches), shifts=shifts, gradient=float(gradient))
 
 
-def _pair(gradient: Any, inputs: Any) -> tuple[Tensor, Tensor]:
-    g, z = (
-        check_finite(name, as_tensor(name, given)).detach().double()
-        for name, given in (("gradient", gradient), ("inputs", inputs))
+def _pair(gradient: Any, inputs: Any) -> tuple[Tensor, Tensor, float]:
+    given = (
+        check_finite(name, as_tensor(name, one)).detach()
+        for name, one in (("gradient", gradient), ("inputs", inputs))
     )
+    pair = [one if one.is_floating_point() else one.double() for one in given]
+    eps = max(_EPS, *(torch.finfo(one.dtype).eps for one in pair))
+    g, z = (one.double() for one in pair)
     if g.dim() < 2 or g.shape[:-1] != z.shape[:-1]:
         raise ValueError(
             f"inputs: got shapes {tuple(g.shape)} of gradient and {tuple(z.shape)} of inputs, "
             "needs equal axes in front of the last"
         )
-    return g, z
+    return g, z, eps
 
 
 def _with_one(z: Tensor, bias: bool) -> Tensor:

@@ -28,20 +28,21 @@ def check_dense(size: int) -> None:
         )
 
 
-def resolution_of(matrices: Tensor) -> float:
+def resolution_of(matrices: Tensor, eps: float | None = None) -> float:
     """Smallest singular value of (..., d, q) that an SVD tells from zero, over the largest."""
-    return 4 * max(matrices.shape[-2:]) * torch.finfo(matrices.dtype).eps
+    return 4 * max(matrices.shape[-2:]) * (eps or torch.finfo(matrices.dtype).eps)
 
 
 def pair_spectrum(
-    matrices: Sequence[Tensor], copies: Sequence[int], parameters: int, weights: Any = None
-) -> Spectrum:
+    matrices: Sequence[Tensor], copies: Sequence[int], parameters: int, weights: Any = None,
+    eps: float | None = None,
+) -> Spectrum:  # fmt: skip
     """Eigenvalues ±s_i(B_k) of pairs of layers, as often as each is wide inside, and zeros."""
     # ``weights`` are factors of one common matrix.
     # What an SVD cannot tell from zero in its own matrix is zero, however far matrices are apart:
     # a symmetry of the loss must not look like curvature.
     found = [torch.linalg.svdvals(m).cpu() for m in matrices]
-    resolutions = [resolution_of(m) for m in matrices]
+    resolutions = [resolution_of(m, eps) for m in matrices]
     found = [v.masked_fill(v <= r * v.max(), 0.0) for v, r in zip(found, resolutions, strict=True)]
     each = torch.tensor([len(values) for values in found])
     levels, number = torch.cat(found), torch.tensor(copies).repeat_interleave(each)
