@@ -117,6 +117,7 @@ def test_wrong_input_is_named(generator):
         blocks=1, shortcut_depth=2, last_bias=True,
     )  # fmt: skip
     assert pushed.escape_time == pushed.escape_steps == one.escape_steps == 0
+    assert "escape_time" in two.summary() and "escape_time" not in pushed.summary()
     with pytest.raises(ValueError, match="not stationary, the last biases have a gradient"):
         theory.escape_time(pushed, start=0.1, stop=1.0)
     with pytest.raises(ValueError, match="stop: got 0.1, needs at least start = 1.0"):

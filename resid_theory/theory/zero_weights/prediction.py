@@ -120,6 +120,11 @@ class ZeroPoint(Result):
         return self.slope == 0.0 or not bool(self.correlation.any())
 
     @property
+    def _is_stuck(self) -> bool:
+        """True where there is something to escape from."""
+        return self.shortcut_depth > 1 and self.order > 0
+
+    @property
     def reason(self) -> str:
         """Explanation of the verdict in one sentence."""
         n = self.order + 1
@@ -233,14 +238,13 @@ class ZeroPoint(Result):
     @property
     def escape_time(self) -> float:
         """Learning rate times steps from weights of 0.01 to 0.1; 0 where zero is not stationary."""
-        stuck = self.shortcut_depth > 1 and self.order > 0
-        return escape_time(self, **_ESCAPE) if stuck else 0.0
+        return escape_time(self, **_ESCAPE) if self._is_stuck else 0.0
 
     @property
     def escape_steps(self) -> float:
         """Steps from weights of 0.01 to 0.1 at ``learning_rate_scale``; inf where that is inf."""
         rate = self.learning_rate_scale
-        if self.escape_time == 0:
+        if not self._is_stuck:
             return 0.0
         return math.inf if math.isinf(rate) else escape_steps(self, **_ESCAPE, learning_rate=rate)
 
@@ -328,7 +332,7 @@ class ZeroPoint(Result):
         numbers: dict[str, Any] = {name: getattr(self, name) for name in names}
         if math.isinf(self.a_priori_bound):
             numbers["a_priori_bound"] = None
-        if self.shortcut_depth > 1:
+        if self._is_stuck:
             numbers |= {
                 "escape_from": _ESCAPE["start"],
                 "escape_to": _ESCAPE["stop"],
