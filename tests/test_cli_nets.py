@@ -94,6 +94,16 @@ def test_curvature_of_a_checkpoint_is_the_librarys(capsys, checkpoints):
     assert {name: found[name] for name in expected} == expected
 
 
+def test_a_killed_curvature_goes_on_from_its_folder(capsys, own):
+    words = ["curvature", *OWN, "own_net:net", "--k", 1, "--probes", 2, "--method", "matrix-free"]
+    once = content(capsys, *words, "--folder", "kept")
+    for path in sorted(Path("kept").glob("product_*.json"))[2:]:
+        path.unlink()  # as far as a killed run came
+    assert content(capsys, *words, "--folder", "kept") == once == content(capsys, *words)
+    assert cli.main([str(word) for word in [*words, "--seed", 1, "--folder", "kept"]]) == 2
+    assert "--folder: kept/product_000000.json belongs to another run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "square"])
 def test_curvature_of_ones_own_model_is_exact(capsys, own, loss):
     found = content(capsys, "curvature", *OWN, "own_net:build", "--seed", 3, "--loss", loss)
@@ -460,6 +470,8 @@ def test_evaluate_tells_what_else_a_net_was_trained_on(capsys, tmp_path, about, 
             "you mean 'net'? choose from 'net', 'build', 'number', 'broken'\n",
         ),
         ("fold --checkpoint {net} --out own_net.json", "there already; needs --overwrite"),
+        ("fold --checkpoint {net} --out a.pt7", "--checkpoint: got Sequential, which is no Dirac"),
+        ("curvature --checkpoint {net} {small} --folder own_net.py", "--folder: own_net.py cannot"),
     ],
     ids=lambda value: value if "--" in value and "{" in value else None,
 )

@@ -295,6 +295,8 @@ def test_a_folder_of_images_is_tested_on_another(capsys, tmp_path):
     assert f"was trained on {tmp_path / 'train'}, not on {tmp_path / 'test'}" in said
     said = printed(capsys, *words[:-1], tmp_path / "untested")
     assert "last epoch, as trained" in said and "test," not in said
+    empty = error(capsys, *words, "--test", tmp_path / "other" / "a")
+    assert empty.startswith(f"resid-theory: --test: {tmp_path / 'other' / 'a'} has no images")
     said = error(capsys, *words, "--test", tmp_path / "other")
     assert "--test: has the classes a, c, needs those of --data: a, b" in said
 

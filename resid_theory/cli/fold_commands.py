@@ -56,7 +56,8 @@ def fold(
         about = {"folded_from": checkpoint, "data": _trained_on(checkpoint)}
         rt.save_checkpoint(out, folded, about=about)
     else:
-        rt.save_dirac_file(out, folded)
+        with renamed(net="--checkpoint"):
+            rt.save_dirac_file(out, folded)
     before, after = (sum(p.numel() for p in n.parameters()) for n in (net, folded))
     norms = sum(name.endswith("running_var") for name, _ in net.named_buffers())
     done = rt.conversion(folded)

@@ -84,6 +84,10 @@ def curvature(
         Path | None,
         typer.Option(metavar="FILE.png", help="File for the figure; implies --density."),
     ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the products, so that a killed matrix-free run goes on."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     **options: Any,
@@ -93,8 +97,11 @@ def curvature(
     Every number comes with its error bar. Before a long run its products are counted and timed.
     """
     import resid_theory as rt
+    from resid_theory.runtime import store
 
     files = Files.of("curvature", out, plot, overwrite=overwrite)
+    if folder is not None:
+        store.make_folder("--folder", folder)
     flag = one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed, state_dict)
     given = with_defaults(options, rt.spectrum, rt.curvature_operator)
@@ -118,6 +125,7 @@ def curvature(
             operator,
             density=density,
             generator=seed,
+            folder=folder,
             progress=shows_progress(as_json),
             **{name: given[name] for name in given if name not in of_operator},
         )

@@ -192,7 +192,8 @@ def _images(
     found = images(data, split="train", samples=samples, seed=seed, **keywords)
     if test is None:
         return found, None if Path(data).is_dir() else images(data, **keywords)
-    tests = images(test, **keywords)
+    with renamed(**{"--data": "--test"}):
+        tests = images(test, **keywords)
     if tests.classes != found.classes:
         raise ValueError(
             f"--test: has the classes {', '.join(tests.classes)}, needs those of --data: "
