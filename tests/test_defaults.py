@@ -159,6 +159,7 @@ sweep.run_sweep(executor='process', workers=None, shard=None, retries=3, device=
     progress=True, on_report=None)
 sweep.Task(seed=0)
 theory.BlockToeplitz.predicted_condition_number(percent=10.0)
+theory.Branch(eps=None)
 theory.Branch.attention(kv_heads=None, head_width=None, attended=None, causal=False, bias=False,
     name='attention')
 theory.Branch.mlp(slope=1.0, gated=False, bias=False, name='mlp')

@@ -43,7 +43,7 @@ class Branch(Storable):
             The rows of heads that share keys and values stand below one another.
         units: Number of hidden units in each group.
         flat: Numbers of weights whose rows of the Hessian are zero, by kind.
-        eps: Relative accuracy of the numbers, that of gradients in float64 by default.
+        eps: Relative accuracy of the numbers; None for that of gradients in float64.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Branch(Storable):
     correlations: tuple[Tensor, ...]
     units: tuple[int, ...]
     flat: dict[str, int]
-    eps: float = _EPS
+    eps: float | None = None
 
     @classmethod
     def attention(
@@ -153,7 +153,7 @@ class Branch(Storable):
             return None
         pairs = zip(self.correlations, self.units, strict=True)
         size = sum(units * sum(B.shape) for B, units in pairs)
-        return pair_spectrum(self.correlations, self.units, size, eps=self.eps)
+        return pair_spectrum(self.correlations, self.units, size, eps=self.eps or _EPS)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
