@@ -77,9 +77,10 @@ def flushed(correlation: Tensor, scale: float) -> Tensor:
         return torch.zeros_like(correlation)
     if correlation.dim() == 2:
         # What larger terms have left in the null space of M would count as curvature.
-        left, sizes, right = torch.linalg.svd(correlation, full_matrices=False)
+        sizes = torch.linalg.svdvals(correlation)
         resolved, known = (sizes / resolution_of(correlation) > top for top in (sizes[0], scale))
         if bool((resolved & ~known).any()):
+            left, sizes, right = torch.linalg.svd(correlation, full_matrices=False)
             return (left * sizes * known) @ right
     return correlation
 
