@@ -380,6 +380,10 @@ def test_zero_point_of_a_file_of_ones_own(capsys, tmp_path, generator):
     point = rt.theory.zero_point((whitened, labels), blocks=4, shortcut_depth=2)
     assert found["singular_values"] == point.singular_values
     assert found["escape_time"] == point.escape_time
+    for wrong, own in ((x[0, 0], labels[:4]), (x[:4], labels), (x[:0], labels[:0])):
+        np.savez(tmp_path / "own.npz", x=wrong.numpy(), y=own.numpy())
+        said = error(capsys, *words)
+        assert f"own.npz has x of shape {tuple(wrong.shape)} and y of shape" in said
     np.savez(tmp_path / "own.npz", images=x.numpy())
     assert "has arrays ['images'], needs x and y" in error(capsys, *words)
 

@@ -41,7 +41,7 @@ def sweep(
         from resid_theory.sweep import grid_of
 
         count = len(grid_of(grid))
-        emit({"cells": count}, f"{count:,} cells.", as_json)
+        emit({"cells": count}, f"{count:,} cell{'s' * (count != 1)}.", as_json)
         return
     import resid_theory as rt
 

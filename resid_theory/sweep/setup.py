@@ -56,7 +56,7 @@ class Setup:
 
         named = not self.data.endswith(".npz")
         if named:
-            check_choice("data", self.data, list(IMAGE_SETS))
+            check_choice("data", self.data, [*IMAGE_SETS, "a name ending in .npz"])
         check_choice("init", self.init, initializations_for("matrix"))
         check_choice("loss", self.loss, [n for n, loss in LOSSES.items() if not loss.takes_batches])
         replace(self, blocks=min(self.blocks, 1)).net(0)
@@ -123,6 +123,11 @@ def own_data(path: str, components: int) -> "Regression":
     if not {"x", "y"} <= set(arrays):
         raise ValueError(f"data: {path} has arrays {sorted(arrays)}, needs x and y")
     x, y = as_tensor("data x", arrays["x"]), as_tensor("data y", arrays["y"])
+    if x.dim() < 2 or y.dim() not in (1, 2) or len(x) != len(y) or len(x) == 0:
+        raise ValueError(
+            f"data: {path} has x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)}, needs "
+            "x (m, ...), and labels (m,) or targets (m, k)"
+        )
     targets = one_hot(y, int(y.max()) + 1) if y.dim() == 1 else y.double()
     whitened, _ = whiten(x.flatten(1), components)
     return Regression(whitened, targets)
