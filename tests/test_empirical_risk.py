@@ -465,6 +465,25 @@ def test_nodes_of_a_graph_stay_together(kind, left_alone):
         rt.curvature_operator(net, "cross_entropy", (x, LABELS), wrt="a")
 
 
+def test_outputs_that_all_samples_share_are_part_of_a_mean():
+    net = Net(lambda net, x: (net.logits(x), net.a.bias.square().sum()))
+
+    def loss(output, target):
+        return F.cross_entropy(output[0] * output[1].exp(), target) + output[1]
+
+    value = loss(net(VECTORS), LABELS)
+    exact = oracles.hessian_by_nested_gradients(value, list(net.parameters()))
+    parts = [(VECTORS[:3], LABELS[:3]), (VECTORS[3:], LABELS[3:])]
+    assert relative_error(rt.hessian(net, loss, parts), exact) <= HESSIAN
+    assert rt.evaluate(net, parts, loss=loss).loss == pytest.approx(value.item(), rel=1e-13)
+    with pytest.raises(ValueError, match="^matrix: 'empirical_fisher' needs .* all samples share"):
+        rt.curvature_operator(net, loss, parts, matrix="empirical_fisher")
+    balanced = Net(lambda net, x: (net.logits(x), net.logits(x).softmax(1).mean(0).square().sum()))
+    for call in (rt.hessian, rt.evaluate):
+        with pytest.raises(ValueError, match="^net: gives all samples of a batch an output that d"):
+            call(balanced, data=parts, loss=loss)
+
+
 def test_a_loss_that_compares_samples_later_on():
     net = mlp()
     x, y = numbers(40, 4), torch.arange(40) % 2

@@ -1,6 +1,7 @@
 """Losses: definitions, derivatives at the output, weights of samples, targets that do not fit."""
 
 import itertools
+from contextlib import nullcontext
 
 import oracles
 import pytest
@@ -878,8 +879,14 @@ def test_outputs_that_all_samples_share(generator):
     scale.requires_grad_(), z.requires_grad_()
     Weighting(leaves, axes).learn((z, scale), target, SAMPLES)
     axes = SampleAxes.first((z, scale, unread), SAMPLES)
-    with torch.no_grad(), pytest.raises(NoWeighting, match="reads an output that all samples sha"):
-        Weighting(reads, axes).learn((z, scale, unread), target, SAMPLES)
+    weighs = Loss(lambda o, t: (o[0] - t).square().mul(u := t.abs() ** o[1]).sum() / u.sum())
+    adds = Loss(lambda o, t: (o[0] - t).square().mean() + len(t) * (o[1] - 1).sum())  # of nothing
+    for loss, fits in ((reads, True), (weighs, False), (adds, False)):
+        refused = pytest.raises(NoWeighting, match="share|samples and one more")
+        with torch.no_grad(), nullcontext() if fits else refused:
+            weighting = Weighting(loss, axes)
+            weighting.learn((z, scale, unread), target, SAMPLES)
+            assert weighting.reads_shared
 
 
 def test_losses_that_are_flat_at_one_sample(generator):

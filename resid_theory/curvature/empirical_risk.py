@@ -18,7 +18,6 @@ from resid_theory.curvature.first_look import (
     check_counts,
     check_target,
     first_look,
-    input_kinds,
     loss_value,
 )
 from resid_theory.curvature.fisher_graphs import MATRICES
@@ -218,6 +217,8 @@ class EmpiricalRisk:
         self.found = first_look(
             self.net, self.loss, batches, run=run, note=self.note, mixes=self._mixes, watch=watch
         )
+        if self._graph.needs_samples and self.found.weighting.reads_shared:
+            self.found.whole = "loss: reads an output that all samples share"
         if self.found.whole:
             self.keep_whole(self.found.whole)
         if watch.seen:
@@ -276,19 +277,14 @@ class EmpiricalRisk:
     def run(self, batch: Batch) -> Any:
         """The net's output; a ValueError if it does not take the batch."""
         try:
-            return self.loss.reads(batch.call(self.net, self._format))
-        except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
-            if is_out_of_memory(error):
-                raise
+            return self.loss.reads(batch.try_call(self.net, self._format))
+        except ValueError as error:
             if self._mixes and batch.size == 1:
                 raise ValueError(
                     "data: a batch has one sample, of which batchnorm='batch' takes no statistics; "
                     "use drop_last=True, another batch size, or batchnorm='eval'"
                 ) from error
-            shapes = [f"{tuple(shape)} and dtype {dtype}" for shape, dtype in input_kinds(batch)]
-            raise ValueError(
-                f"data x: the net does not take samples of shape {', '.join(shapes)}: {error}"
-            ) from error
+            raise
 
     @torch.inference_mode(False)  # of whose tensors nothing can be differentiated
     def in_float64(self, batch: Batch) -> "EmpiricalRisk":
@@ -360,7 +356,8 @@ class EmpiricalRisk:
     def check_alone(self, part: Batch, output: Any = None) -> None:
         """Refuse samples that others do not leave alone: experts of limited capacity."""
         output = self.run(part) if output is None else output
-        if reason := coupling(self.found.axes, self.run(part.ends()), output):
+        shared = self.found.weighting.reads_shared
+        if reason := coupling(self.found.axes, self.run(part.ends()), output, shared=shared):
             raise Coupled(reason)
 
     def of_batch(self, net: nn.Module, batch: Any, read: Callable[..., Any] | None = None) -> Any:

@@ -120,6 +120,8 @@ def first_look(
             found.weighting.learn(large, more.target, more.size)
         except NoWeighting as error:
             found.whole = found.whole or str(error)
+        if found.weighting.reads_shared and not found.whole:
+            found.whole = coupling(found.axes, output, large, shared=True)
     return found
 
 

@@ -75,7 +75,7 @@ def _layers(risk: EmpiricalRisk, graph: LossGraph, samples: int) -> list[_Layer]
 
 def layer_sizes(risk: EmpiricalRisk, batch: Batch) -> list[tuple[int, int]]:
     """Outputs and inputs (K) of every layer; none where a parameter is in no pair of layers."""
-    if not risk.splits or risk.reads_parameters:
+    if not risk.splits or risk.reads_parameters or risk.found.weighting.reads_shared:
         return []
     risk, few = copy.copy(risk), batch.part(0, 3)
     risk.take_graphs(LossItself)

@@ -36,10 +36,14 @@ def runs_whole(run: Callable[[], Any]) -> bool:
     return False
 
 
-def coupling(axes: SampleAxes | None, few: Any, more: Any) -> str:
+def coupling(axes: SampleAxes | None, few: Any, more: Any, *, shared: bool = False) -> str:
     """Reason for which batches cannot be split or put together; empty if they can."""
     if axes is None:
         return "net: no axis of its outputs grows with the samples alone"
+    if shared and any(map(moved, axes.shared(few), axes.shared(more))):
+        return (
+            "net: gives all samples of a batch an output that depends on them, which the loss reads"
+        )
     pairs = zip(axes.spread(few), axes.spread(more), strict=True)
     ends = [(a[[-1, 0]].detach(), b[[0, -1]].detach()) for a, b in pairs]
     # A net may leave out what is padding in all of a batch: few samples may have less of it.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from resid_theory.losses.formulas import IGNORED
 from resid_theory.losses.loss import Loss
 from resid_theory.losses.sample_axes import SampleAxes
+from resid_theory.nested import map_tensors
 
 
 class Sample(NamedTuple):
@@ -82,20 +84,25 @@ class Part:
         """Take some rows of outputs and targets apart; in float64, if the loss takes that."""
         places = SampleAxes.first(target, samples)
 
-        def call(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-            return loss(axes.gather(outputs, output), places.gather(targets, target))
+        def call(
+            outputs: Sequence[Tensor], targets: Sequence[Tensor], like: Any = output
+        ) -> Tensor:
+            return loss(axes.gather(outputs, like), places.gather(targets, target))
 
         given = [
             [leaf.detach()[rows] for leaf in side]
             for side in (axes.spread(output), places.spread(target))
         ]
         wide = [[_in_double(leaf) for leaf in side] for side in given]
+        shared = set(map(id, axes.shared(output)))
+        like = map_tensors(output, lambda leaf: _in_double(leaf) if id(leaf) in shared else leaf)
+        in_double = partial(call, like=like)
         try:
             with torch.no_grad():
-                eps = torch.finfo(call(*wide).dtype).eps
+                eps = torch.finfo(in_double(*wide).dtype).eps
         except (RuntimeError, TypeError, ValueError):  # class weights in float32, for example
             return cls(call, given[0], given[1])
-        return cls(call, wide[0], wide[1], eps)
+        return cls(in_double, wide[0], wide[1], eps)
 
     @property
     def samples(self) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from resid_theory.losses.loss import Loss
 from resid_theory.losses.part import Part, Sample
 from resid_theory.losses.sample_axes import SampleAxes
+from resid_theory.nested import map_tensors
 
 _CHOICE = 8  # samples of which the one with the largest gradient is appended
 _PIECE = 1 << 26  # bytes of outputs measured together, of which copies are made
@@ -52,7 +53,10 @@ class Weighting:
         sums: Whether the loss is a sum, whose parts all count as one.
         counts: Whether all weights so far were numbers of samples.
         once: What a sum has once, however many samples it has: weight decay.
+        reads_shared: Whether the loss reads an output that all samples share.
     """
+
+    reads_shared = False
 
     def __init__(self, loss: Loss, axes: SampleAxes | None) -> None:
         self._loss, self._axes, self.sums, self.counts = loss, axes, False, True
@@ -74,9 +78,26 @@ class Weighting:
         """
         if self._axes is None or not self._axes.spread(output):
             raise NoWeighting("no axis of the outputs grows with the samples alone")
-        if self._reads_shared(output, target):
-            raise NoWeighting("it reads an output that all samples share")
         self._learn(Part.of(self._loss, self._axes, output, target, samples))
+        if self._reads_shared(output, target):
+            self._check_shared(output, target, samples)
+            self.reads_shared = True
+
+    def _check_shared(self, output: Any, target: Any, samples: int) -> None:
+        """Refuse sums, and weights that move with an output that all samples share."""
+        assert self._axes is not None
+        apart = map_tensors(
+            output, lambda t: 1.1 * t.detach() + 0.1 if t.is_floating_point() else t
+        )
+        apart = self._axes.gather(self._axes.spread(output), apart)
+        other, shares = Weighting(self._loss, self._axes), []
+        other._learn(Part.of(self._loss, self._axes, apart, target, samples))
+        for weighting, given in ((self, output), (other, apart)):
+            weights = weighting.of_samples(given, target, samples)
+            shares.append(weights / weights.sum())
+        known = self._one is not None and other._one is not None
+        if self.sums or other.sums or not known or not torch.allclose(*shares, rtol=1e-5, atol=0):
+            raise NoWeighting("it reads an output that all samples share, not as a mean does")
 
     def _learn(self, part: Part) -> None:
         """Choose a sample and compare the part with its halves, if any sample has a gradient."""

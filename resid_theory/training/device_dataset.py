@@ -221,7 +221,7 @@ def _weighting(
             weighting.learn(output, target, size)
     except NoWeighting:
         return None
-    return None if weighting.once else weighting
+    return None if weighting.once or weighting.reads_shared else weighting
 
 
 @torch.no_grad()

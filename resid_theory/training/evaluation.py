@@ -179,17 +179,18 @@ class _Totals:
         self._draws = bool(coupling(axes, small, output)) and any(
             map(moved, tensors_of(output), tensors_of(loss.reads(more.try_call(net))))
         )
+        self._weighting: Weighting = KnownWeighting(loss)
         self.check(axes, small, output)
         self.axes = axes or SampleAxes.first(output, more.size)
         target, labels = self._targets(output, more.target)
         _value(self._loss, output, target)
-        self._weighting: Weighting = KnownWeighting(loss)
         if not (loss.is_known or self.alone):
             self._weighting = Weighting(loss, axes)
             try:
                 self._weighting.learn(output, target, more.size)
             except NoWeighting as error:
                 raise ValueError(f"{error}{_WHOLE}") from error
+            self.check(axes, small, output)
         self._wrong: dict[int, int] = {}
         if labels is not None:
             axis = class_axis(output, labels)
@@ -210,7 +211,7 @@ class _Totals:
 
     def check(self, axes: SampleAxes | None, few: Any, more: Any) -> None:
         """Refuse outputs that depend on the other samples of one of several batches."""
-        whole = coupling(axes, few, more)
+        whole = coupling(axes, few, more, shared=self._weighting.reads_shared)
         if whole and not (self.alone or self._draws):
             raise ValueError(f"{whole}{_WHOLE}")
 
