@@ -82,7 +82,7 @@ LOSSES = {
     "number": (lambda o, t: 1.0, "^loss: returned <class 'float'>, needs a scalar tensor"),
     "detached": (lambda o, t: F.mse_loss(o.detach(), t), "^loss: its value carries no gradient"),
     "name": ("squre", "^loss: unknown name 'squre'; did you mean 'square'"),
-    "none": (None, "^loss: unknown name None"),
+    "none": (None, "^loss: got NoneType, needs a name, a function or a loss of torch.nn"),
 }
 
 
