@@ -337,6 +337,7 @@ def test_checkpoints_are_listed_with_their_errors(capsys, monkeypatch):
     found = content(capsys, "checkpoints")
     assert found["simplified_residual_20"]["about"]["test_error"] == 0.2338
     assert all(rt.training.build_net(each["architecture"]) for each in found.values())
+    monkeypatch.setenv("COLUMNS", "400")
     said = printed(capsys, "checkpoints")
     assert "23.4 %" in said and "paper_scale/simplified_plain_20" in said
     assert said.count("%") == len(found)  # nets as `train` leaves them, too

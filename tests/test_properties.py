@@ -410,7 +410,7 @@ def attending(there, **options):
     branch = rt.theory.Branch.attention(
         there(SHARES.view(1, 3, 3)), there(POINTS.view(1, 3, 4)), heads=3, bias=True, **options
     )
-    return branch.spectrum.levels
+    return torch.cat([each.flatten() for each in branch.correlations])
 
 
 def bent(there):

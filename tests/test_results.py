@@ -572,7 +572,8 @@ def test_curves_are_the_columns_of_the_table(kind):
     for line, part in zip(laws, parts, strict=False):
         np.testing.assert_array_equal(line.get_ydata(), part[axis.law].to_numpy())
     assert ax.get_xlabel().split(" (")[0] == axis.x.replace("_", " ")
-    assert ax.get_ylabel() == axis.y.replace("_", " ") and ax.get_yscale() == axis.scale
+    assert ax.get_ylabel() == (axis.label or axis.y.replace("_", " "))
+    assert ax.get_yscale() == axis.scale
     assert (ax.get_xscale() == "log") == (axis.x == "level")
     if axis.law:
         assert ax.get_legend().get_title().get_text() == "markers measured, lines predicted"
