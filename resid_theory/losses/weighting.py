@@ -96,7 +96,9 @@ class Weighting:
             weights = weighting.of_samples(given, target, samples)
             shares.append(weights / weights.sum())
         known = self._one is not None and other._one is not None
-        if self.sums or other.sums or not known or not torch.allclose(*shares, rtol=1e-5, atol=0):
+        own, others = shares
+        same = torch.allclose(own, others, rtol=1e-5, atol=0)
+        if self.sums or other.sums or not (known and same):
             raise NoWeighting("it reads an output that all samples share, not as a mean does")
 
     def _learn(self, part: Part) -> None:

@@ -55,8 +55,8 @@ def own_correlations(local: LossAtZero, net: Architecture, kink: Any) -> Tensor:
     """M of every block and hidden unit, (R, h, d, q), n = 1: (R, d, q)."""
     # Each sample has the slopes of its side.
     if net.n == 1:
-        outer, _ = own_derivatives(local, net, kink)
-        return torch.stack([(s * local.gradients).mT @ local.features / len(s) for s in outer])
+        slopes, _ = own_derivatives(local, net, kink)
+        return torch.stack([(s * local.gradients).mT @ local.features / len(s) for s in slopes])
     own, seconds = [], kink.layers()[1::2]
     for z, second in zip(_first_outputs(local, net, kink), seconds, strict=True):
         inner = _by_side(z, net.mid.left, net.mid.right)
