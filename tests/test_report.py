@@ -10,7 +10,9 @@ from test_lanczos import Wrapped, rotated
 
 import resid_theory as rt
 from resid_theory import plots
+from resid_theory.eigen.estimate import Estimate
 from resid_theory.eigen.matrix_error import MatrixError
+from resid_theory.eigen.spectrum_report import _index
 
 EXACT = rt.Spectrum.of(LEVELS)
 TRUTHS = {
@@ -233,6 +235,25 @@ def test_zeros_that_are_left_by_the_extremes_do_not_count_as_negative(generator)
     for seed in range(5):
         report = rt.eigen.spectral_estimates((basis * levels) @ basis.T, 2, generator=seed)
         assert report.index.covers(2 / 17) and report.index_threshold < 1e-10
+
+
+@pytest.mark.parametrize("negative", [0, 1, 2, 3])
+def test_few_negative_eigenvalues_are_counted(negative):
+    levels = torch.cat([torch.linspace(0, 1, 200), -1.0 - torch.arange(negative)])
+    report = rt.eigen.spectral_estimates(torch.diag(levels), 2, steps=10)
+    counted = (report.index.low, report.index.high) == (report.index.value,) * 2
+    assert counted == (negative < 2) and report.index.covers(negative / len(levels))
+    assert 0 < report.index_threshold < 0.5
+
+
+def test_an_eigenvalue_near_the_threshold_may_count():
+    seen = rt.spectral_density(torch.diag(torch.linspace(0, 1, 200)), steps=10)
+    ends = [Estimate.exact(-seen.resolution, bound) for bound in (0.0, 0.01, 2.0)]
+    found = [_index([Estimate.exact(-1.0), end, Estimate.exact(0.0)], seen) for end in ends]
+    share = 1 / 200
+    assert [(e.value, e.low, e.high) for e in found] == [
+        (share, share, share), (share, share, 2 * share), (share, share, 2 * share),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("given", [{}, {"k": 2, "percentile": 25, "matrix": "m", "samples": 9,

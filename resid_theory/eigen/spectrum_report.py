@@ -210,8 +210,9 @@ def spectral_estimates(
     The extreme eigenpairs come first. Their span U is then treated exactly: its part of the trace
     and of the Frobenius norm needs no further product, and the probes of the density stay in its
     complement. All their products together give the density, in which eigenvalues that every probe
-    has resolved are counted exactly too, and from it trace, norm, index and condition number. Each
-    probe also searches for an eigenvalue beyond the extremes.
+    has resolved are counted exactly too, and from it trace, norm, index and condition number; where
+    no more than k eigenvalues are negative, the extremes give the index. Each probe also searches
+    for an eigenvalue beyond the extremes.
 
     Args:
         A: (P, P), symmetric: a tensor, or anything with ``@``, a shape, a dtype and a device.
@@ -272,6 +273,7 @@ def spectral_estimates(
     seen = found.density if density else None
     pairs, notes = _verified(pairs, found.certificates)
     pairs = pairs.scaled(unit)
+    smallest = pairs.estimates(-1)[:k]
     return SpectrumReport(
         method="matrix-free",
         reason=reason,
@@ -279,10 +281,10 @@ def spectral_estimates(
         parameters=operator.size,
         samples=samples,
         largest=pairs.estimates(1)[:k],
-        smallest=pairs.estimates(-1)[:k],
+        smallest=smallest,
         trace=found.trace,
         frobenius_norm=found.frobenius_norm,
-        index=None if seen is None else seen.negative_share,
+        index=None if seen is None else _index(smallest, seen),
         index_threshold=0.0 if seen is None else seen.resolution,
         condition_number=None if seen is None else _condition_number(pairs, seen, percentile),
         percentile=percentile,
@@ -292,6 +294,18 @@ def spectral_estimates(
         products=operator.count,
         notes=notes,
     )
+
+
+def _index(smallest: Sequence[Estimate], seen: Density) -> Estimate:
+    """The share below minus the resolution, counted where the smallest pairs reach that."""
+    threshold = -seen.resolution
+    if smallest[-1].low < threshold:
+        return seen.negative_share
+    value, low, high = (
+        sum(getattr(end, name) < threshold for end in smallest) / seen.size
+        for name in ("value", "high", "low")
+    )
+    return Estimate(value=value, standard_error=0.0, low=low, high=high)
 
 
 def _condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Estimate:
