@@ -315,3 +315,10 @@ def test_not_block_toeplitz(kind):
 def test_round_off_is_no_asymmetry():
     BlockToeplitz(diagonal=EYE + 0.9e-10 * EYE.roll(1, 0).triu(), lower=EYE, blocks=3)
     BlockToeplitz(diagonal=-1 - EYE, lower=EYE, blocks=3)
+
+
+def test_round_off_of_few_rows_is_no_rank():
+    """A sum over samples errs by some units of round-off, more than two rows times one."""
+    diagonal = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 16 * EPS]])
+    matrix = BlockToeplitz(diagonal=diagonal, lower=0 * diagonal, blocks=1)
+    assert matrix.spectrum.rank == 1 and matrix.condition_number == math.inf

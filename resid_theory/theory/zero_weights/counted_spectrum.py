@@ -25,6 +25,13 @@ def is_small(size: int) -> bool:
     return size <= _DENSE
 
 
+def solved(matrix: Tensor) -> Spectrum:
+    """All eigenvalues of a matrix by a dense solver."""
+    # Sums over data made its entries: few rows are less exact than the solver.
+    values = torch.linalg.eigvalsh(matrix)
+    return Spectrum.of(values, resolution=max(len(matrix), 16) * _EPS)
+
+
 def inverted(pivots: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Eigenvectors of pivots, (t, b, b), 1 / eigenvalues, (t, 1, b), and negative ones, (t,)."""
     # Far below the scale (t,) of the first pivots an eigenvalue is moved away from zero: the count
@@ -124,7 +131,7 @@ class CountedSpectrum(SpectralStatistics):
     @property
     def zero_threshold(self) -> float:
         """|λ| up to this counts as zero; beyond the dense size it is the resolution of counts."""
-        return super().zero_threshold if self._small else RESOLUTION * self.max_magnitude
+        return self._small.zero_threshold if self._small else RESOLUTION * self.max_magnitude
 
     def count_below(self, threshold: float) -> int:
         """Number of eigenvalues below a threshold."""

@@ -21,7 +21,12 @@ from torch import Tensor
 
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Result
-from resid_theory.theory.zero_weights.counted_spectrum import RESOLUTION, CountedSpectrum, inverted
+from resid_theory.theory.zero_weights.counted_spectrum import (
+    RESOLUTION,
+    CountedSpectrum,
+    inverted,
+    solved,
+)
 from resid_theory.theory.zero_weights.streams import Streams
 from resid_theory.theory.zero_weights.zero_point_statistics import check_dense
 
@@ -33,7 +38,7 @@ def dense_spectrum(alpha: Tensor, beta: Tensor, own: Tensor, pairing: Tensor) ->
     check_dense(len(alpha) * len(own))
     crossed = torch.kron(beta, pairing)
     whole = torch.kron(torch.outer(alpha, alpha), own) + crossed + crossed.mT
-    return Spectrum.of(torch.linalg.eigvalsh(whole))
+    return solved(whole)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.theory.zero_weights.architecture import Architecture
-from resid_theory.theory.zero_weights.counted_spectrum import is_small
+from resid_theory.theory.zero_weights.counted_spectrum import is_small, solved
 from resid_theory.theory.zero_weights.relu_limits import is_direction, own_derivatives
 from resid_theory.theory.zero_weights.semiseparable import Semiseparable, dense_spectrum
 from resid_theory.theory.zero_weights.streams import exponential
@@ -42,7 +42,7 @@ def one_layer_spectrum(
         inner, acts = net.slopes(reads, k), acts * slopes[k][:, None]
         layers.append(_SingleLayer(sees, inner, acts, slopes[k] * g, slopes[k], curved))
     if share is None:
-        return Spectrum.of(torch.linalg.eigvalsh(_dense(net, local, layers)))
+        return solved(_dense(net, local, layers))
     one = layers[0]
     own = _pair(local, one, one)
     if net.is_featured:

@@ -27,7 +27,7 @@ from torch import Tensor
 from resid_theory._check import check_finite, check_int
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Result
-from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum, inverted
+from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum, inverted, solved
 
 _EPS = torch.finfo(torch.float64).eps
 _ANGLES = 256  # midpoint rule on half the circle for the bulk: percentiles good to about 1e-4
@@ -96,7 +96,7 @@ class BlockToeplitz(CountedSpectrum, Result):
     @cached_property
     def spectrum(self) -> Spectrum:
         """All eigenvalues by a dense solver; O((R b)³)."""
-        return Spectrum.of(torch.linalg.eigvalsh(self.dense()))
+        return solved(self.dense())
 
     def counts_below(self, points: Tensor) -> Tensor:
         """Numbers of eigenvalues below points (t,), in O(log R) small eigenproblems per point."""
