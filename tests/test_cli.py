@@ -596,8 +596,10 @@ def test_words_at_the_end_of_a_row_follow_the_width(capsys, monkeypatch, columns
     if columns == "21":
         rows[1:2] = ["net      15", "    two words"]
     assert capsys.readouterr().out.splitlines() == rows
-    output.say_table("<>", [])
-    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("COLUMNS", "6")  # numbers stay in their row
+    for rows in ([], [["net", "15"]]):
+        output.say_table("<>", rows)
+        assert capsys.readouterr().out == "net  15\n" * len(rows)
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(None, 1), ("40", 3)])

@@ -645,6 +645,13 @@ def test_a_direction_and_its_opposite_add_up_to_m(generator):
         points[0].hessian()
 
 
+def test_sides_of_three_layers_are_not_taken_and_a_note_says_so(generator):
+    net, data = rt.ShortcutNet(D, 1, 3, mid="relu"), samples(generator)
+    for kink in (net, "line"):
+        (note,) = zero_point(data, blocks=1, shortcut_depth=3, mid="relu", kink=kink).notes
+        assert "mean of both sides" in note and "up to two layers" in note
+
+
 @pytest.mark.parametrize(
     "acts",
     [{"post": "relu"}, {"post": torch.abs}, {"mid": "relu"},
@@ -656,6 +663,7 @@ def test_first_terms_along_a_nets_weights_are_those_of_its_sides(acts, generator
     net = rt.ShortcutNet(D, 2, n, **acts)
     rt.initialize(net, "near_zero", generator=generator, scale=1e-5)
     point = zero_point((x, y), blocks=2, shortcut_depth=n, kink=net, **acts)
+    assert point.notes == ()
     g, change = x - y, net(x) - x  # to first order the loss moves by the mean of g^T change
     moved = (g * change).sum(1).mean()
     (gradient,) = torch.autograd.grad(moved, net.weights)
