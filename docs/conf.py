@@ -104,7 +104,7 @@ GALLERY = {  # claims with the page that explains them
     "crossings/depth": ("Curvature at the start, by depth", "topics/curvature"),
     "noise_stability/figure_11": ("Gradient flow through identities", "topics/flows"),
     "crossings/dirac_cushions": ("Cushions of trained DiracNets", "topics/cushions"),
-    "diracnets/figure_2": ("Plain, residual and Dirac nets, by depth", "topics/diracnets"),
+    "diracnets/figure_2": ("What the scales of a Dirac net learn", "topics/diracnets"),
 }
 
 

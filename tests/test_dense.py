@@ -562,6 +562,9 @@ def test_a_bias_that_a_softmax_takes_away_has_zeros_within_error_bars():
     for number in (*report.largest, *report.smallest, report.trace):
         assert -1e-13 < number.low <= 0 <= number.high < 1e-13
     assert rt.hessian(net, "cross_entropy", data, method="columns").abs().max() < 1e-15
+    error = rt.curvature_operator(net, "cross_entropy", data).error
+    # Four bias entries, each of them off by the round-off of a loss near log 4.
+    assert error.trace == 4 * error.spectral == 2 * error.frobenius > 2.0**-52
 
 
 # -- methods, memory, chunks -----------------------------------------------------------------------

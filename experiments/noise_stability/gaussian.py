@@ -334,9 +334,10 @@ def draw_figure_11(figure: Figure, a: Arrays) -> None:
             {net: a[f"{sweep}.{net}.mean"] for net in nets},
             errors={net: a[f"{sweep}.{net}.error"] for net in nets},
             predicted={net: a[f"{sweep}.{net}.refined"] for net in nets},
-            xlabel=f"({sweep}) {label}",
+            xlabel=label,
             ax=panel,
         )
+        panel.set_title(f"({sweep})", loc="left", fontsize="medium")
         panel.plot(a[f"{sweep}.x"], a[f"{sweep}.residual.approximation"], "k:", linewidth=1)
         panel.set_xscale({"a": "log", "c": "log", "d": "log"}.get(sweep, "linear"))
         if sweep == "c":
