@@ -701,6 +701,9 @@ def test_batches_that_do_not_tell_what_they_count_cause_a_warning():
     with pytest.warns(UserWarning, match="^data: batches count by the lengths of their first"):
         rt.hessian(mlp(), loss, batches)
     rt.hessian(mlp(), loss, [{**batch, "size": torch.ones(5)} for batch in batches[:1] * 2])
+    pairs = [(x, x.repeat(2, 1)) for x in (VECTORS[:5], VECTORS[5:])]  # two rows for each sample
+    loss = rt.Loss(lambda net, batch: net(torch.cat(batch)).square().mean(), of="batch")
+    rt.hessian(mlp(), loss, pairs)
 
 
 MARKED = rt.Loss(lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), of="batch")

@@ -645,6 +645,16 @@ def test_a_direction_and_its_opposite_add_up_to_m(generator):
         points[0].hessian()
 
 
+def test_a_unit_that_passes_nothing_leaves_the_others(generator):
+    x, y = samples(generator)
+    net = rt.ShortcutNet(D, 1, 2, mid="relu")
+    rt.initialize(net, "near_zero", generator=generator)
+    net.weights.data[0, 0, 0] = -1.0  # below zero for all inputs
+    point = zero_point((x.abs(), y), blocks=1, shortcut_depth=2, mid="relu", kink=net)
+    assert point.blocks_of_m.flatten(2).any(2).sum() == D - 1 and point.verdict == "strict saddle"
+    assert point.order == 1 and point.escape_time > 0
+
+
 def test_sides_of_three_layers_are_not_taken_and_a_note_says_so(generator):
     net, data = rt.ShortcutNet(D, 1, 3, mid="relu"), samples(generator)
     for kink in (net, "line"):
