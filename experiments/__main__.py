@@ -1,7 +1,6 @@
 """Run, check and report the claims of the papers: python -m experiments VERB."""
 
 import argparse
-import os
 import sys
 import time
 import traceback
@@ -42,7 +41,7 @@ from experiments.records import MANIFEST, RECORDS, Record, judge_again, picture,
 from experiments.registry import CLAIMS, select
 from experiments.report import counts, readme_with, results_page
 from experiments.verdicts import verdict
-from resid_theory.cli.output import spell_out
+from resid_theory.cli.output import run_until_unread, spell_out
 from resid_theory.runtime import store
 from resid_theory.runtime.allocator import keep_freed_memory
 
@@ -268,17 +267,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        status: int = options.call(options)
-        sys.stdout.flush()  # not at exit, where its error cannot be caught
+        return run_until_unread(lambda: options.call(options))
     except ValueError as error:
         parser.error(str(error))
-    except BrokenPipeError:  # `| head`: nobody reads on, and flushing at exit would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return status
 
 
 if __name__ == "__main__":

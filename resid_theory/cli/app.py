@@ -3,7 +3,6 @@
 Only typer is imported at the top: ``--help`` answers at once, torch waits for the work.
 """
 
-import os
 import re
 import sys
 import warnings
@@ -22,7 +21,7 @@ from resid_theory.cli import (
     train_commands,
     verbs,
 )
-from resid_theory.cli.output import spell_out
+from resid_theory.cli.output import run_until_unread, spell_out
 from resid_theory.runtime.allocator import keep_freed_memory
 
 
@@ -90,25 +89,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.formatwarning = _line
     keep_freed_memory()
     command = typer.main.get_command(app)
-    try:
+
+    def call() -> int:
         try:
-            code = command.main(words, prog_name="resid-theory", standalone_mode=False)
+            return command.main(words, prog_name="resid-theory", standalone_mode=False) or 0
         except SystemExit as error:  # so typer ends when nobody reads on
             if isinstance(error.__context__, BrokenPipeError):
                 raise error.__context__ from error
             raise
-        sys.stdout.flush()  # not at exit, where its error cannot be caught
+
+    try:
+        code = run_until_unread(call)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except BrokenPipeError:  # `| head`: nobody reads on, and flushing at exit would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except _UsageError as error:
         return _fail(error.format_message() + _given(error, words), 2)
     except (ValueError, OSError, MemoryError) as error:
         return _fail(_named(str(error) or type(error).__name__, words), 2)
     # Later versions of typer turn an interrupt into this code themselves.
-    return _fail("interrupted", code) if code == 130 else int(code or 0)
+    return _fail("interrupted", code) if code == 130 else int(code)
 
 
 def _line(message: Warning | str, *_: object, **__: object) -> str:

@@ -43,6 +43,17 @@ def spell_out(*streams: Any) -> None:
             stream.reconfigure(errors="spelled")
 
 
+def run_until_unread(call: Callable[[], int]) -> int:
+    """The exit code of a call, or 0 if nobody reads on, as behind ``| head``."""
+    try:
+        code = call()
+        sys.stdout.flush()  # not at exit, where its error cannot be caught
+    except BrokenPipeError:  # flushing at exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
 def _spelled(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
